@@ -1,0 +1,1 @@
+"""What people watch while it runs: the progress line and TensorBoard panels."""

@@ -1,0 +1,1 @@
+"""AdaFactorW, learning-rate schedules and the rule table by parameter path."""

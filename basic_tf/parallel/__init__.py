@@ -1,0 +1,1 @@
+"""Where a step runs: tf.distribute and DTensor behind one small interface."""

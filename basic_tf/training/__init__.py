@@ -1,0 +1,1 @@
+"""How it learns: stages, the trainer on orbit, checkpoints, safe stopping."""
