@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 import tensorflow as tf
 
 
-class RuntimeError_(ValueError):
+class DeviceError(ValueError):
     """The devices at hand do not fit what was asked for."""
 
 
@@ -41,41 +41,54 @@ class Collectives(abc.ABC):
 
 
 class Runtime(abc.ABC):
-    """Creates variables, splits the batch, runs the replica half and the update half of a step."""
+    """Creates variables, feeds the replicas, runs the replica half and the update half of a step.
+
+    collectives is None where there is one replica: there is nobody to ask.
+    host_loop says whether Python feeds the steps one by one (and can time the wait for data), or whether
+    `steps_per_loop` steps run inside one compiled loop, as a TPU wants.
+    """
 
     name: str
     replicas: int
     hosts: int
     host: int
     collectives: Collectives | None
+    host_loop: bool
 
     @abc.abstractmethod
     def scope(self) -> contextlib.AbstractContextManager:
         """Variables made inside belong to this runtime."""
 
     @abc.abstractmethod
-    def split(self, batch: dict[str, tf.Tensor]):
-        """This host's rows of the global batch -> what `run` takes, one equal part per local replica."""
+    def iterator(self, host_rows: Callable[[int, int], tf.data.Dataset]):
+        """An iterator of per-replica batches.
 
-    @abc.abstractmethod
-    def run(self, replica_half: Callable, args: Sequence):
-        """Runs the replica half everywhere; every replica must return the same values, and one copy comes back."""
-
-    @abc.abstractmethod
-    def update(self, variables: Sequence, function: Callable, *values: Sequence) -> None:
-        """For each variable group: function(group, *its values) -> new values, assigned to every copy once.
-
-        variables: a sequence of lists of variables. values: for each further argument, one nest per group.
+        host_rows(host, hosts) is a dataset of this host's rows of each global batch, in the order of the rows.
         """
 
     @abc.abstractmethod
-    def assert_replicas_equal(self, variables: dict[str, tf.Variable]) -> None:
-        """Raises if the copies of a variable differ between replicas; called whenever a checkpoint is written."""
+    def run(self, replica_half: Callable, args: Sequence):
+        """Runs the replica half on every replica and returns its per-replica results."""
+
+    @abc.abstractmethod
+    def update(self, variables: Sequence[tf.Variable], function: Callable, args: Sequence) -> None:
+        """The update half: calls function(variables, *args) where it may assign, once for each copy.
+
+        `args` are nests of per-replica results of `run`, equal on all replicas, or of plain values.
+        """
+
+    @abc.abstractmethod
+    def local(self, value):
+        """One copy of a nest of per-replica results that are equal on all replicas."""
+
+    @abc.abstractmethod
+    def replica_spread(self, variables: dict[str, tf.Variable]) -> dict[str, float]:
+        """The paths whose copies differ between replicas, each with the largest difference; empty when all is well."""
 
     def rows_per_replica(self, batch_size: int) -> int:
         """Rows of the global batch for each replica; an error in words if it does not divide."""
         if batch_size % self.replicas:
-            raise RuntimeError_(
+            raise DeviceError(
                 f"a global batch of {batch_size} cannot be divided among {self.replicas} replicas ({self.name}); "
                 f"use {batch_size // self.replicas * self.replicas or self.replicas} "
                 f"or {(batch_size // self.replicas + 1) * self.replicas}"

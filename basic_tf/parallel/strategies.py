@@ -1,0 +1,171 @@
+"""The tf.distribute backend of the runtime interface: one device, mirrored, multi-worker, TPU.
+
+Weights are replicated, the batch is split. Everything is written once against tf.distribute.Strategy, so that what is
+tested on logical CPU devices is what a TPU runs.
+"""
+
+import contextlib
+import json
+import os
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import tensorflow as tf
+
+from basic_tf.parallel import runtime
+
+NAMES = ("one_device", "mirrored", "multi_worker", "tpu")
+
+
+class ReplicaCollectives(runtime.Collectives):
+    """Collectives of the replica context; valid inside `strategy.run` only."""
+
+    def __init__(self, replicas: int):
+        self._replicas = replicas
+
+    @property
+    def replicas(self) -> int:
+        """How many replicas share the global batch."""
+        return self._replicas
+
+    def replica_index(self) -> tf.Tensor:
+        """int32 scalar: which rows are mine."""
+        index = tf.distribute.get_replica_context().replica_id_in_sync_group
+        return tf.cast(index, tf.int32)
+
+    def all_gather(self, rows: tf.Tensor) -> tf.Tensor:
+        """Concatenates the rows of all replicas, in their order."""
+        return tf.distribute.get_replica_context().all_gather(rows, axis=0)
+
+    def sum(self, value):
+        """Sums a nest of tensors over the replicas."""
+        return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, value)
+
+
+class StrategyRuntime(runtime.Runtime):
+    """A tf.distribute.Strategy behind the runtime interface."""
+
+    def __init__(self, name: str, strategy: tf.distribute.Strategy, host: int = 0, hosts: int = 1):
+        self.name = name
+        self.strategy = strategy
+        self.replicas = strategy.num_replicas_in_sync
+        self.host, self.hosts = host, hosts
+        self.collectives = ReplicaCollectives(self.replicas) if self.replicas > 1 else None
+        self.host_loop = name != "tpu"
+
+    def scope(self) -> contextlib.AbstractContextManager:
+        """The strategy's scope."""
+        return self.strategy.scope()
+
+    def iterator(self, host_rows: Callable[[int, int], tf.data.Dataset]):
+        """One element per local replica from each batch of this host's rows."""
+        if self.replicas == 1:
+            return iter(host_rows(self.host, self.hosts))
+        local = self.replicas // self.hosts
+
+        def parts(rows: dict[str, tf.Tensor]) -> tf.data.Dataset:
+            # [local * b, ...] -> local elements of [b, ...]: consecutive elements go to consecutive replicas.
+            return {
+                key: tf.reshape(value, tf.concat([[local, -1], tf.shape(value)[1:]], 0))
+                for key, value in rows.items()
+            }
+
+        def with_static_rows(context):
+            del context
+            dataset = host_rows(self.host, self.hosts)
+            spec = dataset.element_spec
+            dataset = dataset.map(parts).unbatch()
+            return dataset.map(
+                lambda rows: {
+                    key: tf.ensure_shape(value, [spec[key].shape[0] // local, *spec[key].shape[1:]])
+                    for key, value in rows.items()
+                }
+            )
+
+        return iter(self.strategy.distribute_datasets_from_function(with_static_rows))
+
+    def run(self, replica_half: Callable, args: Sequence):
+        """`strategy.run`, or a plain call where there is one replica."""
+        if self.replicas == 1:
+            return replica_half(*args)
+        return self.strategy.run(replica_half, args=tuple(args))
+
+    def update(self, variables: Sequence[tf.Variable], function: Callable, args: Sequence) -> None:
+        """`strategy.extended.update`: the one place where a mirrored variable may be assigned."""
+        if self.replicas == 1:
+            function(list(variables), *args)
+            return
+        first, *rest = variables
+
+        def on_each_copy(first, rest, *args):
+            function([first, *rest], *args)
+
+        self.strategy.extended.update(first, on_each_copy, args=(list(rest), *args), group=True)
+
+    def local(self, value):
+        """The first local replica's copy."""
+        if self.replicas == 1:
+            return value
+        return tf.nest.map_structure(lambda v: self.strategy.experimental_local_results(v)[0], value)
+
+    def replica_spread(self, variables: dict[str, tf.Variable]) -> dict[str, float]:
+        """Compares the local copies of every variable."""
+        spread = {}
+        for path, variable in variables.items():
+            copies = [copy.numpy() for copy in self.strategy.experimental_local_results(variable)]
+            differences = [
+                np.max(np.abs(copy.astype(np.float64) - copies[0].astype(np.float64)), initial=0.0)
+                for copy in copies[1:]
+            ]
+            if any(differences):
+                spread[path] = float(max(differences))
+        return spread
+
+
+def use_all_cores(threads: int | None = None) -> int:
+    """Sets TensorFlow's thread pools from the cores this process may use; must come before any other TensorFlow op."""
+    cores = threads or len(os.sched_getaffinity(0))
+    tf.config.threading.set_intra_op_parallelism_threads(cores)
+    tf.config.threading.set_inter_op_parallelism_threads(cores)
+    return cores
+
+
+def create(name: str, tpu: str | None = None, logical_devices: int | None = None) -> StrategyRuntime:
+    """Builds a runtime by name.
+
+    tpu: the TPU's name or address for `tpu` ("local" on a TPU VM). logical_devices: for `mirrored` on a machine without
+    GPUs, how many logical CPU devices stand in for them. Must run before any other TensorFlow operation.
+    """
+    if name == "one_device":
+        return StrategyRuntime(name, tf.distribute.get_strategy())
+    if name == "mirrored":
+        devices = tf.config.list_logical_devices("GPU")
+        if not devices:
+            count = logical_devices or 1
+            cpu = tf.config.list_physical_devices("CPU")[0]
+            try:
+                tf.config.set_logical_device_configuration(
+                    cpu, [tf.config.LogicalDeviceConfiguration() for _ in range(count)]
+                )
+            except RuntimeError as error:
+                raise runtime.DeviceError(
+                    f"{count} logical CPU devices were asked for after TensorFlow had started; create the runtime first"
+                ) from error
+            devices = tf.config.list_logical_devices("CPU")
+        return StrategyRuntime(name, tf.distribute.MirroredStrategy([device.name for device in devices]))
+    if name == "multi_worker":
+        if "TF_CONFIG" not in os.environ:
+            raise runtime.DeviceError(
+                "--runtime=multi_worker needs the environment variable TF_CONFIG "
+                '({"cluster": {"worker": ["host:port", ...]}, "task": {"type": "worker", "index": 0}}), which is not set'
+            )
+        config = json.loads(os.environ["TF_CONFIG"])
+        strategy = tf.distribute.MultiWorkerMirroredStrategy()
+        return StrategyRuntime(name, strategy, config["task"]["index"], len(config["cluster"]["worker"]))
+    if name == "tpu":
+        resolver = tf.distribute.cluster_resolver.TPUClusterResolver(tpu=tpu or "")
+        if tpu != "local":
+            tf.config.experimental_connect_to_cluster(resolver)
+        tf.tpu.experimental.initialize_tpu_system(resolver)
+        return StrategyRuntime(name, tf.distribute.TPUStrategy(resolver))
+    raise runtime.DeviceError(f"--runtime={name} is not one of {', '.join(NAMES)}")

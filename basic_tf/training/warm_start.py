@@ -1,0 +1,100 @@
+"""Warm start: what a stage takes over from an earlier run, and a full account of what it did not.
+
+Every parameter of the new model is either loaded or declared fresh, and every array of the old run is either loaded or
+declared ignored. Anything unexplained is an error: silent partial loading is how a staged recipe goes wrong.
+"""
+
+import dataclasses
+import re
+
+import numpy as np
+import tensorflow as tf
+
+from basic_tf.training import checkpoints
+
+
+@dataclasses.dataclass(frozen=True)
+class WarmStart:
+    """Where the weights come from and which differences are meant.
+
+    stage: the name of an earlier stage of the same recipe, or a path to a stage folder of any run.
+    fresh: regular expressions (full match) of parameters that start anew.
+    ignored: regular expressions (full match) of arrays of the old run that are left behind.
+    averaged: takes the averaged weights where the old run kept them.
+    """
+
+    stage: str
+    fresh: tuple[str, ...] = ()
+    ignored: tuple[str, ...] = ()
+    averaged: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """The account: parameter paths by what happened to them."""
+
+    source: str
+    loaded: list[str]
+    fresh: list[str]
+    ignored: list[str]
+
+    def lines(self) -> list[str]:
+        """A few lines for people, one group of paths (up to two levels) a row."""
+        rows = [f"warm start from {self.source}"]
+        for verb in ("loaded", "fresh", "ignored"):
+            paths = getattr(self, verb)
+            groups: dict[str, int] = {}
+            for path in paths:
+                group = "/".join(path.split("/")[:2]) if path.count("/") > 1 else path.split("/")[0]
+                groups[group] = groups.get(group, 0) + 1
+            shown = ", ".join(f"{group} ({count})" for group, count in groups.items())
+            rows.append(f"  {verb:8}{len(paths):5} parameters  {shown}")
+        return rows
+
+
+def _matches(patterns: tuple[str, ...], path: str) -> bool:
+    return any(re.fullmatch(pattern, path) for pattern in patterns)
+
+
+def apply(
+    parameters: dict[str, tf.Variable],
+    arrays: dict[str, np.ndarray],
+    fresh: tuple[str, ...],
+    ignored: tuple[str, ...],
+    source: str,
+) -> Report:
+    """Assigns `arrays` to `parameters` by path and returns the account.
+
+    Raises checkpoints.CheckpointError if a path is unexplained, a shape differs, or a pattern matches nothing.
+    """
+    report = Report(source, [], [], [])
+    problems = []
+    for path, variable in parameters.items():
+        if _matches(fresh, path):
+            report.fresh.append(path)
+        elif path not in arrays:
+            problems.append(f"parameter {path} is not in {source} and no `fresh` pattern covers it")
+        elif tuple(arrays[path].shape) != tuple(variable.shape):
+            problems.append(
+                f"{path} has shape {tuple(arrays[path].shape)} in {source}, this model has {tuple(variable.shape)}"
+            )
+        else:
+            report.loaded.append(path)
+    loaded = set(report.loaded)
+    for path in arrays:
+        if path in loaded:
+            continue
+        if _matches(ignored, path) or path in report.fresh:
+            report.ignored.append(path)
+        else:
+            problems.append(f"array {path} of {source} has no place in this model and no `ignored` pattern covers it")
+    for kind, patterns, paths in (("fresh", fresh, parameters), ("ignored", ignored, arrays)):
+        for pattern in patterns:
+            if not any(re.fullmatch(pattern, path) for path in paths):
+                problems.append(f"the {kind} pattern {pattern!r} matches nothing")
+    if problems:
+        shown = "\n  ".join(problems[:8]) + (f"\n  and {len(problems) - 8} more" if len(problems) > 8 else "")
+        raise checkpoints.CheckpointError(f"warm start from {source} does not add up:\n  {shown}")
+    for path in report.loaded:
+        parameters[path].assign(tf.cast(arrays[path], parameters[path].dtype))
+    return report
