@@ -71,10 +71,11 @@ class Runtime(abc.ABC):
         """Runs the replica half on every replica and returns its per-replica results."""
 
     @abc.abstractmethod
-    def update(self, variables: Sequence[tf.Variable], function: Callable, args: Sequence) -> None:
-        """The update half: calls function(variables, *args) where it may assign, once for each copy.
+    def update(self, anchor: tf.Variable, function: Callable, args: Sequence) -> None:
+        """The update half: function(*args) may assign any variable of this runtime; it runs once for each copy.
 
-        `args` are nests of per-replica results of `run`, equal on all replicas, or of plain values.
+        anchor: any variable of the runtime; it names the devices that hold copies. args: nests of per-replica results
+        of `run` that are equal on all replicas, or plain values.
         """
 
     @abc.abstractmethod

@@ -90,17 +90,20 @@ class StrategyRuntime(runtime.Runtime):
             return replica_half(*args)
         return self.strategy.run(replica_half, args=tuple(args))
 
-    def update(self, variables: Sequence[tf.Variable], function: Callable, args: Sequence) -> None:
-        """`strategy.extended.update`: the one place where a mirrored variable may be assigned."""
+    def update(self, anchor: tf.Variable, function: Callable, args: Sequence) -> None:
+        """`strategy.extended.update`: the one place where mirrored variables may be assigned.
+
+        Inside it every mirrored variable stands for its copy on the device being updated, not for the anchor alone.
+        """
         if self.replicas == 1:
-            function(list(variables), *args)
+            function(*args)
             return
-        first, *rest = variables
 
-        def on_each_copy(first, rest, *args):
-            function([first, *rest], *args)
+        def on_each_copy(anchor, *args):
+            del anchor
+            function(*args)
 
-        self.strategy.extended.update(first, on_each_copy, args=(list(rest), *args), group=True)
+        self.strategy.extended.update(anchor, on_each_copy, args=tuple(args), group=True)
 
     def local(self, value):
         """The first local replica's copy."""
@@ -139,8 +142,10 @@ def create(name: str, tpu: str | None = None, logical_devices: int | None = None
     if name == "one_device":
         return StrategyRuntime(name, tf.distribute.get_strategy())
     if name == "mirrored":
-        devices = tf.config.list_logical_devices("GPU")
-        if not devices:
+        # Physical devices: asking for logical ones would start TensorFlow and fix their number.
+        if tf.config.list_physical_devices("GPU"):
+            devices = tf.config.list_logical_devices("GPU")
+        else:
             count = logical_devices or 1
             cpu = tf.config.list_physical_devices("CPU")[0]
             try:

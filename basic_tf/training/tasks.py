@@ -1,0 +1,197 @@
+"""What a stage optimises: the replica half of a step, for classification and for contrastive learning.
+
+Both return gradients that are this replica's share of the gradient of the mean loss over the *global* batch: the sum over
+replicas and microbatches is the gradient, and there is no other 1/N anywhere.
+"""
+
+import abc
+from collections.abc import Callable
+from typing import NamedTuple
+
+import tensorflow as tf
+
+from basic_tf import randomness
+from basic_tf.contrastive import gradients as contrastive_gradients
+
+
+class StepResult(NamedTuple):
+    """The replica half of a step.
+
+    gradients: one per trained variable, this replica's share. statistics: BatchNorm batch statistics, already averaged
+    over the global batch (empty under the policies `frozen` and `layer`). metrics: scalars, already global.
+    """
+
+    gradients: list[tf.Tensor]
+    statistics: list[tf.Tensor]
+    metrics: dict[str, tf.Tensor]
+
+
+class Task(abc.ABC):
+    """A model with a loss. `model` offers `parameters()`, `statistic_variables` and `update_statistics`."""
+
+    model: object
+
+    def parameters(self) -> dict[str, tf.Variable]:
+        """Every weight by path, BatchNorm's moving statistics included."""
+        return self.model.parameters()
+
+    @abc.abstractmethod
+    def step(self, batch: dict[str, tf.Tensor], noise_key, variables, collectives) -> StepResult:
+        """The replica half: this replica's rows of the batch -> gradients of the global loss."""
+
+    @abc.abstractmethod
+    def multiply_adds_per_example(self, trained: set[str]) -> float:
+        """Multiply-adds of one training step per example (forward, backward, second pass), for the progress line."""
+
+
+class ImageClassifier:
+    """An image tower with a classifier head, under the same parameter paths as the dual encoder's image tower."""
+
+    def __init__(self, image_tower):
+        self.image_tower = image_tower
+
+    def parameters(self) -> dict[str, tf.Variable]:
+        """Weights by path, prefixed with `image_tower/`."""
+        return {f"image_tower/{path}": variable for path, variable in self.image_tower.parameters().items()}
+
+    @property
+    def statistic_variables(self):
+        """BatchNorm's moving means and variances."""
+        return self.image_tower.statistic_variables
+
+    def update_statistics(self, statistics) -> None:
+        """Moves the averages once."""
+        self.image_tower.update_statistics(statistics)
+
+
+class Classification(Task):
+    """Stage 1: the image tower as a classifier (basic_paper section 4.1).
+
+    loss: "sigmoid" (multi-label, summed over classes; CoAtNet's JFT recipe) or "softmax" (cross-entropy against the
+    labels, normalised to a distribution). label_smoothing: sigmoid targets become y (1 - e) + e / 2; softmax targets
+    y (1 - e) + e / classes.
+    """
+
+    def __init__(
+        self,
+        image_tower: Callable,
+        num_classes: int,
+        loss: str = "sigmoid",
+        label_smoothing: float = 1e-4,
+        microbatch: int | None = None,
+    ):
+        if loss not in ("sigmoid", "softmax"):
+            raise ValueError(f"Classification.loss is {loss!r}; it can be 'sigmoid' or 'softmax'")
+        self.model = ImageClassifier(image_tower(num_classes=num_classes))
+        self._loss = loss
+        self._smoothing = label_smoothing
+        self._microbatch = microbatch
+
+    def _losses(self, logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+        """[B, C], [B, C] -> [B]."""
+        labels = tf.cast(labels, logits.dtype)
+        if self._loss == "sigmoid":
+            targets = labels * (1 - self._smoothing) + self._smoothing / 2
+            return tf.reduce_sum(tf.nn.sigmoid_cross_entropy_with_logits(targets, logits), axis=1)
+        targets = tf.math.divide_no_nan(labels, tf.reduce_sum(labels, axis=1, keepdims=True))
+        targets = targets * (1 - self._smoothing) + self._smoothing / labels.shape[1]
+        return tf.nn.softmax_cross_entropy_with_logits(targets, logits)
+
+    def _part(self, images, labels, noise, variables, global_batch):
+        tower = self.model.image_tower
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(variables)
+            features, statistics = tower.forward(images, training=True, noise=noise)
+            logits = tower.logits(features)
+            loss = tf.reduce_sum(self._losses(logits, labels)) / tf.cast(global_batch, logits.dtype)
+        gradients = tape.gradient(loss, variables, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+        best = tf.argmax(logits, axis=1, output_type=tf.int32)
+        hits = tf.gather(labels, best, batch_dims=1) > 0
+        precision = tf.reduce_sum(tf.cast(hits, loss.dtype)) / tf.cast(global_batch, loss.dtype)
+        return [tf.convert_to_tensor(g) for g in gradients], statistics, loss, precision
+
+    def step(self, batch, noise_key, variables, collectives) -> StepResult:
+        """Gradients of the mean loss over the global batch, microbatch by microbatch."""
+        images, labels, examples = batch["images"], batch["labels"], batch["examples"]
+        rows = images.shape[0]
+        replicas = collectives.replicas if collectives else 1
+        size = self._microbatch or rows
+        if rows % size:
+            raise ValueError(f"{rows} rows per replica cannot be cut into microbatches of {size}")
+        parts, global_batch = rows // size, rows * replicas
+
+        def part(index):
+            cut = slice(index * size, (index + 1) * size)
+            noise = randomness.Noise(noise_key, examples[cut])
+            return self._part(images[cut], labels[cut], noise, variables, global_batch)
+
+        if parts == 1:
+            gradients, statistics, loss, precision = part(0)
+        else:
+            zero = tf.zeros([], tf.as_dtype(variables[0].dtype))
+            start = (
+                [tf.zeros(v.shape, v.dtype) for v in variables],
+                [tf.zeros(v.shape, v.dtype) for v in self.model.statistic_variables],
+                zero,
+                zero,
+            )
+
+            def body(index, totals):
+                return index + 1, tf.nest.map_structure(tf.add, totals, part(index))
+
+            _, (gradients, statistics, loss, precision) = tf.while_loop(
+                lambda index, _: index < parts, body, (tf.constant(0), start), parallel_iterations=1
+            )
+        statistics = [value / (parts * replicas) for value in statistics]
+        if collectives:
+            statistics, loss, precision = collectives.sum((statistics, loss, precision))
+        return StepResult(gradients, statistics, {"loss": loss, "precision_at_1": precision})
+
+    def multiply_adds_per_example(self, trained: set[str]) -> float:
+        """Three forwards' worth: one forward, two for the backward pass."""
+        del trained
+        return 3.0 * self.model.image_tower.multiply_adds()
+
+
+class Contrastive(Task):
+    """Stages 2 and 3: the two-direction contrastive loss with Algorithm 1's exact gradient.
+
+    A tower none of whose weights is trained is run in inference mode, once, and keeps no tape.
+    """
+
+    def __init__(
+        self,
+        model: Callable,
+        microbatch: int | None = None,
+        tile: int = 1024,
+        label_smoothing: float = 0.0,
+    ):
+        self.model = model()
+        self._microbatch = microbatch
+        self._options = {"tile": tile, "label_smoothing": label_smoothing}
+
+    def step(self, batch, noise_key, variables, collectives) -> StepResult:
+        """Gradients of the mean contrastive loss over the global batch."""
+        result = contrastive_gradients.contrastive_gradients(
+            self.model,
+            batch["images"],
+            batch["token_ids"],
+            self._microbatch,
+            noise_key=noise_key,
+            examples=batch["examples"],
+            variables=variables,
+            collectives=collectives,
+            **self._options,
+        )
+        temperature = tf.exp(-tf.convert_to_tensor(self.model.log_inverse_temperature))
+        metrics = {"loss": result.loss, "temperature": temperature, **result.metrics}
+        return StepResult(list(result.gradients), list(result.statistics), metrics)
+
+    def multiply_adds_per_example(self, trained: set[str]) -> float:
+        """Per tower: three forwards' worth if trained, one if frozen, one more for Algorithm 1's first pass."""
+        total = 0.0
+        for name in ("image_tower", "text_tower"):
+            trains = any(path.startswith(name + "/") for path in trained)
+            passes = (4 if self._microbatch else 3) if trains else 1
+            total += passes * getattr(self.model, name).multiply_adds()
+        return total
