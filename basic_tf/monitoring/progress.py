@@ -103,7 +103,7 @@ class ProgressLine:
     name: of the stage. unit: what an example is ("pairs", "pictures").
     shown: the metrics on the line, where given.
     state: from `state()` of the run that is resumed.
-    stream: where to write; None for silence (a process that is not the first). "stderr" is the one of the moment.
+    stream: where to write; None for silence (a process that is not the first). "stderr": as it is now.
     live: repaint one line in place. None: when the stream is a terminal.
     plain_seconds: between two lines where they are not repainted.
     """
