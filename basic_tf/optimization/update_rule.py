@@ -1,0 +1,248 @@
+"""AdaFactorW's arithmetic: a pure function from old values to new values. It owns no variable.
+
+So the same lines serve a plain step, `tf.distribute`'s update half, DTensor, and the application of one
+block's gradient at a time while the backward pass still runs.
+
+The rule (BASIC's optimizer is described as AdaFactor and AdamW joined; its order is that of Adam). With g the
+gradient, t = step + 1:
+
+    m = b1 m + (1 - b1) g                        first moment of the raw gradient, stored bfloat16, used in
+    float32 R = b2 R + (1 - b2) mean_columns(g^2)        C = b2 C + (1 - b2) mean_rows(g^2)
+    v = R C^T / mean(R)                          AdaFactor's factored second moment (arXiv 1804.04235, section
+    3) u = [m / (1 - b1^t)] / (sqrt(v / (1 - b2^t)) + eps)
+    u = u / max(1, RMS(u) / clip)                AdaFactor's update clipping
+    W = W - lr (u + decay W)                     AdamW's decoupled decay; no multiplication by the weight's
+    own scale
+
+Big_vision's rule ("modified Adafactor" of Scaling ViT, arXiv 2106.04560; `optax.adafactor` with an absolute
+learning rate) has another order: normalise, clip, then average the *normalised* updates:
+
+    b2_t = min(b2, 1 - t^-0.8)                   eps is added to g^2, there is no bias correction
+    u = g / sqrt(v);  u = u / max(1, RMS(u) / clip);  m = b1 m + (1 - b1) u;  W = W - lr (m + decay W)
+"""
+
+import dataclasses
+import math
+import re
+
+import numpy as np
+import tensorflow as tf
+
+from basic_tf.optimization import rounding, slots
+
+MOMENTUM = "momentum"
+SECOND_MOMENT = "second_moment"
+ROWS = "second_moment_rows"
+COLUMNS = "second_moment_columns"
+
+
+@dataclasses.dataclass(frozen=True)
+class UpdateRule:
+    """What the update is, without learning rate and decay, which differ between parameters.
+
+    What is factored. The two largest axes of a parameter become rows and columns when both have at least
+    `factor_min_dim` entries. All other axes keep factors of their own: a [kh, kw, in, out] convolution has a
+    row and a column factor for each (kh, kw), as if it were kh * kw matrices. Averaging over the positions
+    instead would save nothing that counts (the factors are (in + out) / (in * out) of the kernel) and would
+    say that the centre and the corner of a kernel see gradients of one scale, which they do not. Depthwise
+    kernels [3, 3, C, 1], biases, norms and scalars have no two such axes and keep a full second moment; so
+    does everything whose path matches `unfactored` (relative-bias tables, which outgrow `factor_min_dim` at
+    high resolution).
+
+    Attributes:
+      beta1: decay of the first moment; 0 means no first moment and no slot for it.
+      beta2: decay of the second moment; with `big_vision`, its upper bound.
+      eps: added to the root (Adam), or to the squared gradient with `big_vision`.
+      update_clip: largest RMS of a parameter's update; None switches clipping off.
+      momentum_dtype: dtype of the first moment's slot; None is the arithmetic's own.
+      momentum_rounding, weight_rounding: "nearest" or "stochastic", into bfloat16 slots and bfloat16 weights.
+      second_moment: "factored" or "full".
+      factor_min_dim: smallest size of both factored axes.
+      unfactored: regular expression; full match of a parameter path.
+      bias_correction: Adam's.
+      big_vision: the other order.
+    """
+
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+    update_clip: float | None = 1.0
+    momentum_dtype: str | None = "bfloat16"
+    momentum_rounding: str = "nearest"
+    weight_rounding: str = "nearest"
+    second_moment: str = "factored"
+    factor_min_dim: int = 32
+    unfactored: str | None = r"(.*/)?[^/]*relative[^/]*(/.*)?"
+    bias_correction: bool = True
+    big_vision: bool = False
+
+    def __post_init__(self):
+        for name in ("beta1", "beta2"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0 and below 1")
+        if self.eps <= 0:
+            raise ValueError(f"eps is {self.eps}; it must be positive (1e-8 is Adam's, 1e-30 big_vision's)")
+        if self.update_clip is not None and self.update_clip <= 0:
+            raise ValueError(
+                f"update_clip is {self.update_clip}; give a positive RMS, or None for no clipping"
+            )
+        if self.second_moment not in ("factored", "full"):
+            raise ValueError(f'second_moment is {self.second_moment!r}; choose "factored" or "full"')
+        for name in ("momentum_rounding", "weight_rounding"):
+            if getattr(self, name) not in rounding.MODES:
+                raise ValueError(
+                    f"{name} is {getattr(self, name)!r}; choose one of {', '.join(rounding.MODES)}"
+                )
+        if self.momentum_dtype is not None and not tf.as_dtype(self.momentum_dtype).is_floating:
+            raise ValueError(f"momentum_dtype is {self.momentum_dtype!r}; it must be a floating-point type")
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether `update` needs a noise key."""
+        return "stochastic" in (self.momentum_rounding, self.weight_rounding)
+
+    def factored_axes(self, path: str, shape: tuple[int, ...]) -> tuple[int, int] | None:
+        """(row axis, column axis) of a parameter, or None if its second moment is kept in full."""
+        if self.second_moment == "full" or len(shape) < 2:
+            return None
+        if self.unfactored is not None and re.fullmatch(self.unfactored, path):
+            return None
+        largest = np.argsort(shape, kind="stable")[-2:]
+        if shape[largest[0]] < self.factor_min_dim:
+            return None
+        row, column = sorted(int(axis) for axis in largest)
+        return row, column
+
+    def slot_specs(self, path: str, shape: tuple[int, ...], dtype="float32") -> dict[str, slots.SlotSpec]:
+        """The slots of one parameter by their short names; nothing is allocated (the planner sums these)."""
+        shape = tuple(int(size) for size in shape)
+        wide = slots.arithmetic_dtype(dtype).name
+        axes = tuple(range(len(shape)))
+        specs = {}
+        if self.beta1:
+            specs[MOMENTUM] = slots.SlotSpec(shape, self.momentum_dtype or wide, axes)
+        factored = self.factored_axes(path, shape)
+        if factored is None:
+            specs[SECOND_MOMENT] = slots.SlotSpec(shape, wide, axes)
+        else:
+            for name, averaged in ((ROWS, factored[1]), (COLUMNS, factored[0])):
+                kept = tuple(axis for axis in axes if axis != averaged)
+                specs[name] = slots.SlotSpec(tuple(shape[axis] for axis in kept), wide, kept)
+        return specs
+
+    def _second_moment(self, path, squared, values, beta2):
+        """New second-moment slots, and sqrt(v) as a tuple of factors whose product broadcasts to the shape.
+
+        Two factors rather than their product: 1/sqrt(v) then overflows later, and one whole-size tensor less
+        exists.
+        """
+        dtype = squared.dtype
+        keep, add = tf.cast(beta2, dtype), tf.cast(1.0 - beta2, dtype)
+        if SECOND_MOMENT in values:
+            full = keep * tf.cast(values[SECOND_MOMENT], dtype) + add * squared
+            return {SECOND_MOMENT: full}, (tf.sqrt(full),)
+        row_axis, column_axis = self.factored_axes(path, tuple(squared.shape))
+        rows = keep * tf.cast(values[ROWS], dtype) + add * tf.reduce_mean(squared, column_axis)
+        columns = keep * tf.cast(values[COLUMNS], dtype) + add * tf.reduce_mean(squared, row_axis)
+        # `rows` has lost the column axis only, which lies behind the row axis: the row axis has kept its
+        # number.
+        mean = tf.reduce_mean(rows, row_axis, keepdims=True)
+        relative = rows / tf.where(mean > 0, mean, tf.ones_like(mean))  # no gradient so far: 0, not NaN
+        return (
+            {ROWS: rows, COLUMNS: columns},
+            (tf.expand_dims(tf.sqrt(relative), column_axis), tf.expand_dims(tf.sqrt(columns), row_axis)),
+        )
+
+    def _clipped(self, direction: tf.Tensor) -> tf.Tensor:
+        if self.update_clip is None:
+            return direction
+        rms = tf.sqrt(tf.reduce_mean(tf.square(direction)))
+        return direction / tf.maximum(tf.ones_like(rms), rms / self.update_clip)
+
+    def direction(self, path: str, gradient: tf.Tensor, values: dict[str, tf.Tensor], step):
+        """The update before learning rate and decay.
+
+        gradient: the parameter's shape, in the arithmetic's dtype. values: old slots by short name.
+        step: updates made before this one (int or integer scalar tensor). Returns (direction, new slots in
+          the
+        arithmetic's dtype).
+        """
+        dtype = gradient.dtype
+        if self.big_vision:
+            return self._big_vision_direction(path, gradient, values, step)
+        count = tf.cast(step, dtype) + 1
+        new, roots = self._second_moment(path, tf.square(gradient), values, self.beta2)
+        moment = gradient
+        if self.beta1:
+            moment = self.beta1 * tf.cast(values[MOMENTUM], dtype) + (1.0 - self.beta1) * gradient
+            new[MOMENTUM] = moment
+        if self.bias_correction:
+            # expm1: 1 - 0.999^1 in float32 would be wrong by 5e-5.
+            if self.beta2:
+                roots = (*roots[:-1], roots[-1] * tf.math.rsqrt(-tf.math.expm1(count * math.log(self.beta2))))
+            if self.beta1:
+                moment = moment / -tf.math.expm1(count * math.log(self.beta1))
+        root = roots[0] if len(roots) == 1 else roots[0] * roots[1]
+        return self._clipped(moment / (root + self.eps)), new
+
+    def _big_vision_direction(self, path, gradient, values, step):
+        dtype = gradient.dtype
+        count = tf.cast(step, dtype) + 1
+        beta2 = tf.minimum(tf.constant(self.beta2, dtype), 1.0 - tf.pow(count, tf.constant(-0.8, dtype)))
+        new, roots = self._second_moment(path, tf.square(gradient) + self.eps, values, beta2)
+        direction = gradient
+        for root in roots:
+            direction = direction / root
+        direction = self._clipped(direction)
+        if self.beta1:
+            # JAX multiplies a bfloat16 array by a Python number rounded to bfloat16, and under jit in
+            # float32: the momentum of a bfloat16 slot decays by 0.8984375, not by 0.9.
+            slot = values[MOMENTUM]
+            decay = float(np.asarray(self.beta1, tf.as_dtype(slot.dtype).as_numpy_dtype))
+            direction = decay * tf.cast(slot, dtype) + (1.0 - self.beta1) * direction
+            new[MOMENTUM] = direction
+        return direction, new
+
+    def update(
+        self,
+        path: str,
+        value: tf.Tensor,
+        gradient: tf.Tensor,
+        values: dict[str, tf.Tensor],
+        step,
+        learning_rate,
+        weight_decay=0.0,
+        noise_key: tf.Tensor | None = None,
+    ) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
+        """One update of one parameter.
+
+        Args:
+          path: the parameter's path; it decides what is factored and names the rounding's random stream.
+          value: the parameter. gradient: of the same shape, any floating dtype.
+          values: the slots by short name, as `slot_specs` lists them.
+          step: updates made before this one (int or integer scalar tensor).
+          learning_rate, weight_decay: numbers or scalar tensors; the decay is multiplied by the learning
+            rate.
+          noise_key: uint32 [2], needed for stochastic rounding.
+
+        Returns:
+          The new value in the parameter's dtype and the new slots in their own dtypes.
+        """
+        dtype = slots.arithmetic_dtype(value.dtype)
+        direction, new = self.direction(path, tf.cast(gradient, dtype), values, step)
+        wide = tf.cast(value, dtype)
+        rate = tf.cast(learning_rate, dtype)
+        # A Python zero is skipped, so that an undecayed weight costs nothing.
+        decayed = (
+            direction
+            if isinstance(weight_decay, (int, float)) and weight_decay == 0
+            else direction + tf.cast(weight_decay, dtype) * wide
+        )
+        new_value = rounding.narrow(wide - rate * decayed, value.dtype, self.weight_rounding, noise_key, path)
+        narrowed = {
+            name: rounding.narrow(
+                slot, values[name].dtype, self.momentum_rounding, noise_key, f"{path}/{name}"
+            )
+            for name, slot in new.items()
+        }
+        return new_value, narrowed
