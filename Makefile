@@ -1,0 +1,81 @@
+# make help lists the targets. Needs Python 3.11, make, git, and once the package registries.
+
+PYTHON ?= python3.11
+DATA ?= data
+RUN ?= runs/demo
+
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.complete
+EMOJI := $(DATA)/emoji
+
+export PYTHONPATH := $(CURDIR)
+# TensorFlow's greetings; its errors stay.
+export TF_CPP_MIN_LOG_LEVEL ?= 2
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-slow lint format tensorboard lock
+
+help: ## this list
+	@echo "basic_tf: train, evaluate and export image-text models after BASIC (arXiv 2111.10050)"
+	@grep -hE '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | \
+	  awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+setup: $(READY) ## the virtual environment in .venv, with the exact requirements
+
+# Complete only when the last line was reached; again when the requirements change.
+$(READY): requirements.txt requirements.lock
+	@command -v $(PYTHON) >/dev/null && $(PYTHON) -c 'import sys, venv, ensurepip; sys.exit(sys.version_info[:2] != (3, 11))' \
+	  || { echo "make: Python 3.11 with venv is needed, and '$(PYTHON)' is not that." \
+	       "Install python3.11 and python3.11-venv, or name it: make setup PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@echo "Setting up $(VENV): about 1 GB to download, 2 to 5 minutes."
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -c requirements.lock \
+	  || { echo "make: the requirements were not installed; pip's own words are above. If the package registry cannot be" \
+	       "reached, name another one (PIP_INDEX_URL=... make setup) or a folder of wheels (PIP_FIND_LINKS=... make setup)." >&2; exit 1; }
+	@$(BIN)/python -m pip check
+	@touch $@
+
+# The data's json is written last, so a data set that was cut short is made again.
+$(EMOJI)/train.json: | $(READY)
+	$(BIN)/python tools/prepare_emoji.py --output_dir=$(EMOJI)
+
+$(EMOJI)/tokenizer.model: $(EMOJI)/train.json | $(READY)
+	$(BIN)/python tools/train_tokenizer.py --input=$(EMOJI)/train.json --output=$@ --vocabulary_size=4000 --allow_smaller
+
+demo: $(READY) $(EMOJI)/train.json $(EMOJI)/tokenizer.model ## real pictures to a zero-shot classifier: data, three stages, evaluation, export
+	$(BIN)/python -m basic_tf.train --gin_file=gin/runs/demo.gin --model_dir=$(RUN) --mode=train_and_eval
+	$(BIN)/python -m basic_tf.evaluate --gin_file=gin/runs/demo.gin --model_dir=$(RUN)
+	$(BIN)/python -m basic_tf.export --model_dir=$(RUN) --output_dir=$(RUN)/saved_model
+	$(BIN)/python -m basic_tf.predict --saved_model=$(RUN)/saved_model --images=$(EMOJI)/samples \
+	  --classes="a cat,a red heart,a pizza,a rocket,a tree"
+	@echo
+	@echo "Results:      $(RUN)/results.md and $(RUN)/results.json"
+	@echo "Curves:       make tensorboard"
+	@echo "SavedModel:   $(RUN)/saved_model"
+
+test: $(READY) ## the tests, but for the slow ones (minutes; offline)
+	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+test-slow: $(READY) ## the slow tests
+	$(BIN)/python -m pytest -m slow $(ARGS)
+
+lint: $(READY) ## ruff: rules and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(READY) ## ruff: rewrite what can be rewritten
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+tensorboard: $(READY) ## watch the runs at http://localhost:6006
+	$(BIN)/tensorboard --logdir=$(dir $(RUN))
+
+lock: ## resolve requirements.txt anew into requirements.lock (in a fresh environment)
+	@folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; \
+	$(PYTHON) -m venv "$$folder" && "$$folder/bin/pip" install --quiet -r requirements.txt && "$$folder/bin/pip" check && \
+	{ echo "# Every distribution of the resolution of requirements.txt on Python 3.11, Linux x86-64. Written by \`make lock\`."; \
+	  "$$folder/bin/pip" freeze --all --exclude pip --exclude wheel; } > "$$folder/lock" && mv "$$folder/lock" requirements.lock
