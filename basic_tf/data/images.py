@@ -1,0 +1,487 @@
+"""Pictures: decoding, and augmentation as a pure function of plain numbers and the project's hash.
+
+Two roads share all their random choices (`ImageAugmentation.choices`):
+
+* per example, for large files: only the window that will be seen is decoded (JPEG: fused decode and crop, scaled down
+  by the DCT where the window allows), then resized; `cut`.
+* batched, for small pictures that wait decoded in memory: crop, resize, rotation and aspect of a whole batch in one op;
+  `ImageAugmentation.warp`.
+
+Colours are then changed for the whole batch at once (`ImageAugmentation.recolour`): gain, contrast, saturation, grey,
+inversion and recolouring are all affine maps of the three channels, so they are one 3 x 3 matrix per picture.
+"""
+
+import dataclasses
+import struct
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from basic_tf.randomness import uniform_numpy
+
+FITS = ("stretch", "pad", "crop")
+BORDERS = ("white", "reflect")
+_WHITE = 255.0
+_COLOUR_NOISE = 24  # difference between channels that a grey JPEG may show
+_LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
+_JPEG_RATIOS = (8, 4, 2)
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+
+
+class PictureError(ValueError):
+    """A picture that cannot be decoded. `cause` is short and the same for all pictures with the same trouble."""
+
+    def __init__(self, cause: str, detail: str = ""):
+        super().__init__(f"{cause}: {detail}" if detail else cause)
+        self.cause = cause
+
+
+class Header(NamedTuple):
+    """What the first bytes of a picture say."""
+
+    kind: str  # "jpeg", "png", "gif", "bmp" or "webp"
+    height: int
+    width: int
+    alpha: bool  # PNG alone: an alpha channel or a transparent colour
+
+
+def header(encoded: bytes) -> Header:
+    """Format and size of an encoded picture, without decoding it. PictureError if it is none."""
+    if not encoded:
+        raise PictureError("empty picture")
+    try:
+        if encoded[:3] == b"\xff\xd8\xff":
+            height, width, _ = tf.io.extract_jpeg_shape(encoded).numpy().tolist()
+            return Header("jpeg", height, width, False)
+        if encoded[:8] == _PNG_SIGNATURE:
+            width, height, _, colour = struct.unpack(">IIBB", encoded[16:26])
+            # Only asked for where there is one: TensorFlow's decoder invents an alpha of 1, 3 or 15 for opaque pictures
+            # of 1, 2 or 4 bits when four channels are wanted, and they would come out white.
+            alpha = colour in (4, 6) or encoded.find(b"tRNS", 0, max(encoded.find(b"IDAT"), 0)) > 0
+            return Header("png", height, width, alpha)
+        if encoded[:4] == b"GIF8":
+            width, height = struct.unpack("<HH", encoded[6:10])
+            return Header("gif", height, width, False)
+        if encoded[:2] == b"BM":
+            width, height = struct.unpack("<ii", encoded[18:26])
+            return Header("bmp", abs(height), abs(width), False)
+        if encoded[:4] == b"RIFF" and encoded[8:12] == b"WEBP":
+            return Header("webp", *_webp_size(encoded), False)
+    except (struct.error, tf.errors.OpError) as error:
+        raise PictureError("damaged header", _first_line(error)) from error
+    raise PictureError("unknown format", f"{len(encoded)} bytes that begin with {encoded[:8]!r}")
+
+
+def _webp_size(encoded: bytes) -> tuple[int, int]:
+    chunk = encoded[12:16]
+    if chunk == b"VP8X":
+        width, height = encoded[24:27] + b"\0", encoded[27:30] + b"\0"
+        return struct.unpack("<I", height)[0] + 1, struct.unpack("<I", width)[0] + 1
+    if chunk == b"VP8L":
+        (bits,) = struct.unpack("<I", encoded[21:25])
+        return (bits >> 14 & 0x3FFF) + 1, (bits & 0x3FFF) + 1
+    width, height = struct.unpack("<HH", encoded[26:30])
+    return height & 0x3FFF, width & 0x3FFF
+
+
+def decode(encoded: bytes, max_pixels: int = 1 << 26) -> np.ndarray:
+    """uint8 [H, W, 3] of a JPEG, PNG, GIF (first frame), BMP or WebP. PictureError names what is wrong.
+
+    Transparency is composited on white; grey, palette, 16-bit and CMYK pictures become RGB. Pictures of more than
+    `max_pixels` are refused before any memory is taken for them.
+    """
+    return _decode(encoded, checked_header(encoded, max_pixels))
+
+
+def checked_header(encoded: bytes, max_pixels: int) -> Header:
+    """`header`, refusing pictures without pixels or with more than max_pixels."""
+    found = header(encoded)
+    if found.height < 1 or found.width < 1:
+        raise PictureError("damaged header", f"size {found.width} x {found.height}")
+    if found.height * found.width > max_pixels:
+        raise PictureError("too many pixels", f"{found.width} x {found.height}, limit {max_pixels:,}")
+    return found
+
+
+def _decode(encoded: bytes, found: Header, window: tuple[int, int, int, int] | None = None, ratio: int = 1):
+    """uint8 [h, w, 3]; window (top, left, height, width) in pixels of the picture scaled down by `ratio` (JPEG)."""
+    try:
+        with tf.device("CPU:0"):
+            if found.kind == "jpeg":
+                options = {"channels": 3, "ratio": ratio, "dct_method": "INTEGER_ACCURATE"}
+                if window is None:
+                    return tf.io.decode_jpeg(encoded, **options).numpy()
+                return tf.io.decode_and_crop_jpeg(encoded, window, **options).numpy()
+            if found.kind == "png":
+                picture = tf.io.decode_png(encoded, channels=4 if found.alpha else 3).numpy()
+            else:
+                picture = tf.io.decode_image(encoded, channels=3, expand_animations=False).numpy()
+    except tf.errors.OpError as error:
+        raise PictureError(f"undecodable {found.kind.upper()}", _first_line(error)) from error
+    if picture.shape[-1] == 4:
+        picture = on_white(picture)
+    if window is not None:
+        top, left, height, width = window
+        picture = picture[top : top + height, left : left + width]
+    return picture
+
+
+def on_white(rgba: np.ndarray) -> np.ndarray:
+    """uint8 [..., 4] with straight alpha -> uint8 [..., 3] on a white ground."""
+    alpha = rgba[..., 3:].astype(np.uint32)
+    # Exact rounding of (colour * alpha + white * (255 - alpha)) / 255.
+    return ((rgba[..., :3] * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
+
+
+def _first_line(error: Exception) -> str:
+    message = getattr(error, "message", None) or str(error)
+    return message.split("}} ")[-1].split("\n")[0].split(" [Op:")[0]
+
+
+def resize(picture: np.ndarray, height: int, width: int) -> np.ndarray:
+    """uint8 [h, w, 3] -> uint8 [height, width, 3]: bilinear, with anti-aliasing where it shrinks more than twofold."""
+    if picture.shape[:2] == (height, width):
+        return picture
+    shrinks = picture.shape[0] > 2 * height or picture.shape[1] > 2 * width
+    with tf.device("CPU:0"):
+        if shrinks:
+            resized = tf.image.resize(picture, (height, width), antialias=True).numpy()
+        else:
+            resized = tf.raw_ops.ResizeBilinear(
+                images=picture[None], size=(height, width), half_pixel_centers=True
+            ).numpy()[0]
+    return (np.clip(resized, 0, 255) + 0.5).astype(np.uint8)
+
+
+class Choices(NamedTuple):
+    """The random choices for B pictures, all float32.
+
+    window: [B, 2] width and height of the window that is cut, as shares of the frame. place: [B, 2] in [-1, 1], where in
+    its room the window lies (x, y; 0 = centre). shift: [B, 2] extra shift in shares of the frame. angle: [B] radians.
+    flip: [B] 0 or 1. paint: [B, 22] the draws behind the colour changes (`ImageAugmentation.colours`).
+    erased: [B, 4] top, left, bottom, right in shares of the output (empty box: nothing). blur: [B] 0 or 1.
+    """
+
+    window: np.ndarray
+    place: np.ndarray
+    shift: np.ndarray
+    angle: np.ndarray
+    flip: np.ndarray
+    paint: np.ndarray
+    erased: np.ndarray
+    blur: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageAugmentation:
+    """Everything that is done to a training picture between its file and the batch, as plain numbers.
+
+    The default is that of the contrastive stages (basic_paper section 3): resize to a size a little larger than the
+    output (268 for 224), cut an output-sized window at a random place, change nothing else.
+
+    output_size: side of the square result in pixels.
+    scale: side of the window as a share of the frame, drawn evenly from this range; below 1 zooms in, above 1 zooms out
+      and shows the border. aspect: width : height of the window, drawn log-evenly.
+    fit: the frame of a picture that is not square. "stretch": the whole picture, made square (ALIGN). "pad": the
+      smallest square around it. "crop": a square on its shorter side (windows still move over the longer one).
+    rotation: degrees, drawn evenly from [-rotation, rotation]. translation: largest extra shift, as a share of the frame.
+    border: what lies outside the picture, "white" or "reflect".
+    flip: mirror half of the pictures left to right.
+    gain: each channel is multiplied by a number from [1 - gain, 1 + gain]. brightness: a number from [-b, b], in units
+      of full white, is added. contrast, saturation: the distance from mid-grey, and from the picture's own grey, is
+      multiplied by a number from [1 - c, 1 + c].
+    recolour_probability: the ink (white minus the colour) goes through a random linear map of the channels; white stays
+      white, black becomes a random colour. grey_probability: colours become grey. invert_probability: black and white
+      change places. monochrome_only: recolour and invert only pictures without colours of their own.
+    erase_probability: a box, its area a share of the picture from `erase_area`, becomes white (border "white") or
+      mid-grey. blur_probability: mean over 3 x 3 pixels.
+    """
+
+    output_size: int = 224
+    scale: tuple[float, float] = (224 / 268, 224 / 268)
+    aspect: tuple[float, float] = (1.0, 1.0)
+    fit: str = "stretch"
+    rotation: float = 0.0
+    translation: float = 0.0
+    border: str = "white"
+    flip: bool = False
+    gain: float = 0.0
+    brightness: float = 0.0
+    contrast: float = 0.0
+    saturation: float = 0.0
+    recolour_probability: float = 0.0
+    grey_probability: float = 0.0
+    invert_probability: float = 0.0
+    monochrome_only: bool = False
+    erase_probability: float = 0.0
+    erase_area: tuple[float, float] = (0.02, 0.2)
+    blur_probability: float = 0.0
+
+    def __post_init__(self):
+        if self.output_size < 1:
+            raise ValueError(f"output_size must be at least 1 pixel, got {self.output_size}")
+        for name in ("scale", "aspect", "erase_area"):
+            low, high = getattr(self, name)
+            if not 0 < low <= high:
+                raise ValueError(
+                    f"{name} must be (low, high) with 0 < low <= high, got {getattr(self, name)}"
+                )
+        for name in ("recolour", "grey", "invert", "erase", "blur"):
+            if not 0 <= getattr(self, f"{name}_probability") <= 1:
+                value = getattr(self, f"{name}_probability")
+                raise ValueError(f"{name}_probability must lie in [0, 1], got {value}")
+        if self.fit not in FITS or self.border not in BORDERS:
+            raise ValueError(
+                f"fit must be one of {FITS} and border of {BORDERS}, got {self.fit!r}, {self.border!r}"
+            )
+
+    def evaluation(self) -> "ImageAugmentation":
+        """Without chance: the central window, at scale 1 or as near to it as `scale` allows."""
+        side = float(np.clip(1.0, *self.scale))
+        return ImageAugmentation(self.output_size, (side, side), fit=self.fit, border=self.border)
+
+    def choices(self, key: np.ndarray, examples: np.ndarray, central: bool = False) -> Choices:
+        """The choices for some rows of a batch.
+
+        key: uint32 [2], `randomness.step_key_numpy(seed, step)`. examples: int [B], indices in the global batch; each row
+        depends on its own index alone. central: the place of every window is the centre (evaluation).
+        """
+        count = len(examples)
+
+        def draws(name, n):
+            return uniform_numpy(key, examples, f"images/{name}", (n,))
+
+        def between(low, high, u):
+            return low + (high - low) * u
+
+        where = draws("geometry", 8)
+        side = between(*self.scale, where[:, 0])
+        root = np.exp(0.5 * between(np.log(self.aspect[0]), np.log(self.aspect[1]), where[:, 1]))
+        window = np.stack([side * root, side / root], 1)
+        place = np.zeros((count, 2)) if central else 2 * where[:, 2:4] - 1
+        shift = (2 * where[:, 4:6] - 1) * self.translation
+        angle = (2 * where[:, 6] - 1) * np.deg2rad(self.rotation)
+        flip = (where[:, 7] < 0.5) & self.flip
+        paint = draws("colour", 22)
+
+        box = draws("erase", 5)
+        area = between(*self.erase_area, box[:, 1])
+        ratio = np.exp((2 * box[:, 2] - 1) * np.log(2.0))  # between 1 : 2 and 2 : 1
+        height = np.minimum(np.sqrt(area * ratio), 1)
+        width = np.minimum(np.sqrt(area / ratio), 1)
+        top, left = box[:, 3] * (1 - height), box[:, 4] * (1 - width)
+        erased = np.stack([top, left, top + height, left + width], 1)
+        erased *= (box[:, :1] < self.erase_probability).astype(erased.dtype)
+        blur = draws("blur", 1)[:, 0] < self.blur_probability
+        return Choices(
+            *(
+                np.asarray(value, np.float32)
+                for value in (window, place, shift, angle, flip, paint, erased, blur)
+            )
+        )
+
+    @property
+    def _changes_colour(self) -> bool:
+        return any(
+            (
+                self.gain,
+                self.brightness,
+                self.contrast,
+                self.saturation,
+                self.recolour_probability,
+                self.grey_probability,
+                self.invert_probability,
+            )
+        )
+
+    def colours(self, paint: np.ndarray, coloured: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """All colour changes composed: rgb -> rgb @ matrix + offset, rgb in [0, 1].
+
+        paint: float32 [B, 22], `Choices.paint`. coloured: bool [B], the pictures that inversion and recolouring must
+        leave alone (None: none). Returns float32 [B, 3, 3] and [B, 3].
+        """
+        count = len(paint)
+        eye = np.eye(3)
+        matrix, offset = np.tile(eye, (count, 1, 1)), np.zeros((count, 3))
+        open_to_all = np.ones(count, bool) if coloured is None else ~coloured
+
+        def then(chosen, step, addition):
+            nonlocal matrix, offset
+            step = np.where(chosen[:, None, None], step, eye)
+            offset = np.einsum("bi,bij->bj", offset, step) + np.where(chosen[:, None], addition, 0.0)
+            matrix = matrix @ step
+
+        def factor(column, strength):
+            return 1 + (2 * paint[:, column].astype(np.float64) - 1) * strength
+
+        everyone = np.ones(count, bool)
+        then((paint[:, 0] < self.invert_probability) & open_to_all, -eye, 1.0)
+        then((paint[:, 1] < self.recolour_probability) & open_to_all, *_ink_map(paint[:, 9:22]))
+        then(everyone, eye * np.stack([factor(i, self.gain) for i in (2, 3, 4)], 1)[:, None, :], 0.0)
+        contrast = factor(5, self.contrast)[:, None]
+        then(everyone, eye * contrast[..., None], 0.5 * (1 - contrast))
+        kept = np.where(paint[:, 7] < self.grey_probability, 0.0, factor(6, self.saturation))[:, None, None]
+        then(everyone, kept * eye + (1 - kept) * np.outer(_LUMA, np.ones(3)), 0.0)
+        then(everyone, eye, (factor(8, self.brightness) - 1)[:, None])
+        return matrix.astype(np.float32), offset.astype(np.float32)
+
+    def window_in(
+        self, height: int, width: int, choices: Choices, row: int
+    ) -> tuple[float, float, float, float]:
+        """(centre x, centre y, width, height) in pixels of the window of one row in a picture of height x width."""
+        short, long = min(height, width), max(height, width)
+        frame = {"stretch": (width, height), "pad": (long, long), "crop": (short, short)}[self.fit]
+        room = (long, long) if self.fit == "pad" else (width, height)
+        size = choices.window[row] * frame
+        slack = np.abs(np.subtract(room, size)) / 2
+        centre = np.array([width / 2, height / 2]) + choices.place[row] * slack + choices.shift[row] * frame
+        return float(centre[0]), float(centre[1]), float(size[0]), float(size[1])
+
+    def cut(self, encoded: bytes, choices: Choices, row: int, max_pixels: int = 1 << 26) -> np.ndarray:
+        """The per-example road: uint8 [S, S, 3], the window of one row decoded, resized, flipped. PictureError.
+
+        The window is rounded to whole pixels. A large JPEG is scaled down by 2, 4 or 8 while decoding, as far as the
+        window keeps at least S pixels. Rotation and colours follow for the whole batch in `finish`.
+        """
+        found = checked_header(encoded, max_pixels)
+        size = self.output_size
+        x, y, width, height = self.window_in(found.height, found.width, choices, row)
+        ratio = 1
+        if found.kind == "jpeg":
+            ratio = next((r for r in _JPEG_RATIOS if min(width, height) >= r * size), 1)
+        whole_height, whole_width = -(-found.height // ratio), -(-found.width // ratio)
+        top, bottom, low, high = _span(y / ratio, height / ratio, whole_height, size)
+        left, right, first, last = _span(x / ratio, width / ratio, whole_width, size)
+        picture = _decode(encoded, found, (top, left, bottom - top, right - left), ratio)
+        inner = resize(picture, high - low, last - first)
+        if inner.shape[:2] != (size, size):
+            edges = ((low, size - high), (first, size - last), (0, 0))
+            if self.border == "reflect":
+                inner = np.pad(inner, edges, mode="symmetric")
+            else:
+                inner = np.pad(inner, edges, constant_values=255)
+        return inner[:, ::-1] if choices.flip[row] else inner
+
+    def finish(self, pictures: np.ndarray, choices: Choices) -> np.ndarray:
+        """After `cut`: rotation about the centre, then colours. uint8 [B, S, S, 3] -> uint8 [B, S, S, 3]."""
+        if self.rotation:
+            still = choices._replace(
+                window=np.ones_like(choices.window),
+                place=np.zeros_like(choices.place),
+                shift=np.zeros_like(choices.shift),
+                flip=np.zeros_like(choices.flip),
+            )
+            return self.recolour(self._projected(pictures, still), choices)
+        if not (self._changes_colour or self.erase_probability or self.blur_probability):
+            return pictures
+        return self.recolour(pictures, choices)
+
+    def warp(self, pictures: np.ndarray, choices: Choices) -> np.ndarray:
+        """The batched road: uint8 [B, H, W, 3], already fitted to a frame -> uint8 [B, S, S, 3], all augmentation done."""
+        return self.recolour(self._projected(pictures, choices), choices)
+
+    def _projected(self, pictures: np.ndarray, choices: Choices) -> tf.Tensor:
+        """float32 [B, S, S, 3] in [0, 255]: the windows, bilinear."""
+        with tf.device("CPU:0"):
+            return tf.raw_ops.ImageProjectiveTransformV3(
+                images=tf.cast(pictures, tf.float32),
+                transforms=self.transforms(pictures.shape[1], pictures.shape[2], choices),
+                output_shape=(self.output_size, self.output_size),
+                fill_value=_WHITE,
+                interpolation="BILINEAR",
+                fill_mode="CONSTANT" if self.border == "white" else "REFLECT",
+            )
+
+    def transforms(self, height: int, width: int, choices: Choices) -> np.ndarray:
+        """float32 [B, 8]: output pixel (x, y) -> input pixel (a0 x + a1 y + a2, a3 x + a4 y + a5), indices of centres.
+
+        With u, v in [-1/2, 1/2] across the output, window w x h (pixels of the input) around c, turned by t:
+        input = c + (cos t * u w - sin t * v h, sin t * u w + cos t * v h) - 1/2.
+        """
+        frame = np.array([width, height], np.float64)
+        size = choices.window * frame
+        centre = frame / 2 + choices.place * np.abs(frame - size) / 2 + choices.shift * frame
+        along = size[:, 0] * np.where(choices.flip > 0, -1.0, 1.0) / self.output_size
+        down = size[:, 1] / self.output_size
+        sin, cos = np.sin(choices.angle.astype(np.float64)), np.cos(choices.angle.astype(np.float64))
+        half = 0.5 - self.output_size / 2  # (x + 1/2) / S - 1/2 = (x + half) / S
+        a0, a1, a3, a4 = cos * along, -sin * down, sin * along, cos * down
+        a2 = centre[:, 0] - 0.5 + (a0 + a1) * half
+        a5 = centre[:, 1] - 0.5 + (a3 + a4) * half
+        zero = np.zeros_like(a0)
+        return np.stack([a0, a1, a2, a3, a4, a5, zero, zero], 1).astype(np.float32)
+
+    def recolour(self, pictures, choices: Choices) -> np.ndarray:
+        """Colours, blur, erasing: [B, S, S, 3] in [0, 255], uint8 or float -> uint8. Each row by its own choices."""
+        with tf.device("CPU:0"):
+            x = tf.cast(pictures, tf.float32)
+            shape = tf.shape(x)
+            if self._changes_colour:
+                coloured = _coloured(x.numpy()) if self.monochrome_only else None
+                matrix, offset = self.colours(choices.paint, coloured)
+                flat = tf.matmul(tf.reshape(x, (shape[0], -1, 3)), matrix) + (_WHITE * offset)[:, None, :]
+                x = tf.reshape(tf.clip_by_value(flat, 0.0, 255.0), shape)
+            blurred = np.flatnonzero(choices.blur)
+            if blurred.size:
+                means = tf.nn.avg_pool2d(tf.gather(x, blurred), 3, 1, "SAME")
+                x = tf.tensor_scatter_nd_update(x, blurred[:, None], means)
+            result = tf.cast(x + 0.5, tf.uint8).numpy()
+        if self.erase_probability:
+            side = self.output_size
+            boxes = np.rint(choices.erased * side).astype(int)
+            for row in np.flatnonzero((boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])):
+                top, left, bottom, right = boxes[row]
+                result[row, top:bottom, left:right] = 255 if self.border == "white" else 128
+        return result
+
+
+def _ink_map(v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(matrix, offset) [B, 3, 3], [B, 3] of x -> 1 - (1 - x) @ ink for random maps `ink` of the channels.
+
+    Each new ink is a mean of the old ones times a strength, the largest of which is between 0.6 and 1: white stays
+    white, and black becomes a colour that stands out from it. v: [B, 13] uniform draws.
+    """
+    v = v.astype(np.float64)
+    weights = v[:, :9].reshape(-1, 3, 3) + 1e-3
+    weights /= weights.sum(1, keepdims=True)
+    strength = v[:, 9:12] / np.maximum(v[:, 9:12].max(1, keepdims=True), 1e-6)
+    ink = weights * (strength * (0.6 + 0.4 * v[:, 12:13]))[:, None, :]
+    return ink, 1 - ink.sum(1)
+
+
+def _coloured(pictures: np.ndarray) -> np.ndarray:
+    """bool [B]: whether a picture [B, H, W, 3] in [0, 255] has colours of its own (beyond a codec's noise)."""
+    return (pictures.max(-1) - pictures.min(-1)).max((1, 2)) > _COLOUR_NOISE
+
+
+def _span(centre: float, length: float, limit: int, size: int) -> tuple[int, int, int, int]:
+    """One axis of a window: (start, stop) inside the picture and (start, stop) of that part within the output.
+
+    At least one pixel of the picture is always taken, and at least one of the output is always filled.
+    """
+    start, stop = centre - length / 2, centre + length / 2
+    inner_start = int(np.clip(round(start), 0, limit - 1))
+    inner_stop = int(np.clip(round(stop), inner_start + 1, limit))
+    low, high = 0, size
+    if start < -0.5 or stop > limit + 0.5:
+        low = int(np.clip(round((inner_start - start) / length * size), 0, size - 1))
+        high = int(np.clip(round((inner_stop - start) / length * size), low + 1, size))
+    return inner_start, inner_stop, low, high
+
+
+def framed(picture: np.ndarray, side: int, fit: str) -> np.ndarray:
+    """uint8 [H, W, 3] -> uint8 [side, side, 3], fitted as `ImageAugmentation.fit` says (crop: the central square)."""
+    height, width = picture.shape[:2]
+    if fit == "stretch" or height == width:
+        return resize(picture, side, side)
+    if fit == "crop":
+        short = min(height, width)
+        top, left = (height - short) // 2, (width - short) // 2
+        return resize(picture[top : top + short, left : left + short], side, side)
+    factor = side / max(height, width)
+    inner = resize(picture, max(1, round(height * factor)), max(1, round(width * factor)))
+    top, left = (side - inner.shape[0]) // 2, (side - inner.shape[1]) // 2
+    result = np.full((side, side, 3), 255, np.uint8)
+    result[top : top + inner.shape[0], left : left + inner.shape[1]] = inner
+    return result
