@@ -1,0 +1,116 @@
+"""What both towers share: a sequence of blocks, run in order, with rematerialisation by policy."""
+
+import keras
+import tensorflow as tf
+
+from basic_tf.randomness import Noise
+from basic_tf.towers.layers import REMATERIALISATIONS, Block, WeightSpec
+
+
+class Tower(keras.Model):
+    """A sequence of blocks from inputs to features [B, output_width].
+
+    Subclasses set `blocks` (each maps a state to a state; `encode_inputs` makes the first state) and `output_width`.
+    `head_blocks` are blocks that `forward` does not run (a classifier).
+    """
+
+    def __init__(self, *, dtype, seed: int, remat: str, name: str):
+        super().__init__(name=name, dtype=dtype, autocast=False)
+        if remat not in REMATERIALISATIONS:
+            raise ValueError(f"remat is {remat!r}; expected one of {', '.join(REMATERIALISATIONS)}")
+        self.seed, self.remat = int(seed), remat
+        self.blocks: list[Block] = []
+        self.head_blocks: list[Block] = []
+        self.output_width = 0
+
+    def specs(self) -> list[WeightSpec]:
+        """Every weight, declared, in order; no weight is allocated."""
+        return [spec for block in (*self.blocks, *self.head_blocks) for spec in block.specs()]
+
+    def build(self, input_shape=None) -> None:
+        """Creates exactly the weights of `specs`; the input shape is not needed."""
+        with tf.init_scope():
+            for block in (*self.blocks, *self.head_blocks):
+                block.create(self.seed)
+        self.built = True
+
+    def parameters(self) -> dict:
+        """path -> Keras variable, in the order of `specs`, moving statistics included. Builds if necessary."""
+        if not self.built:
+            self.build()
+        found = {}
+        for block in (*self.blocks, *self.head_blocks):
+            found.update(block.parameters())
+        return found
+
+    def encode_inputs(self, inputs):
+        """The first state from the inputs."""
+        return inputs
+
+    @tf.autograph.experimental.do_not_convert
+    def forward(self, inputs, training: bool = False, noise: Noise | None = None):
+        """(features [B, output_width] in at least float32, statistics of ghost BatchNorm: see `statistic_variables`)."""
+        if not self.built:
+            self.build()
+        state, statistics = self.encode_inputs(inputs), []
+        for index in range(len(self.blocks)):
+            state, found = self.run_block(index, state, training, noise)
+            statistics += found
+        return state, statistics
+
+    @tf.autograph.experimental.do_not_convert
+    def run_block(self, index: int, state, training: bool = False, noise: Noise | None = None):
+        """One block: (next state, its statistics), recomputed on the way back if `remat` is 'blocks'."""
+        block = self.blocks[index]
+        if self.remat != "blocks":
+            return block.apply(state, training, noise)
+        # Gradients reach a recomputed function through its arguments alone: float tensors are arguments, the rest
+        # (token ids, masks, noise) is closed over. Statistics are outputs; no variable changes inside.
+        flat = tf.nest.flatten(state)
+        floats = [i for i, tensor in enumerate(flat) if tensor.dtype.is_floating]
+
+        structure: list = []
+
+        def recomputed(*tensors):
+            inside = list(flat)
+            for i, tensor in zip(floats, tensors):
+                inside[i] = tensor
+            outcome, found = block.apply(tf.nest.pack_sequence_as(state, inside), training, noise)
+            structure.append(outcome)
+            return (*tf.nest.flatten(outcome), *found)
+
+        outputs = list(tf.recompute_grad(recomputed)(*[flat[i] for i in floats]))
+        size = len(tf.nest.flatten(structure[0]))
+        return tf.nest.pack_sequence_as(structure[0], outputs[:size]), outputs[size:]
+
+    def call(self, inputs, training: bool = False, noise: Noise | None = None):
+        """Keras' entry: features [B, output_width]."""
+        return self.forward(inputs, bool(training), noise)[0]
+
+    @property
+    def statistic_variables(self) -> list:
+        """BatchNorm's moving means and variances as Keras variables, in the order of the statistics."""
+        return [v for block in self.blocks for norm in block.normalizations() for v in norm.moving_statistics]
+
+    def moved_statistics(self, statistics: list) -> list[tuple]:
+        """(variable, new value) pairs: moving averages advanced once by the statistics of a step. Assigns nothing."""
+        if not statistics:
+            return []
+        momenta = [
+            n.momentum for block in self.blocks for n in block.normalizations() for _ in n.moving_statistics
+        ]
+        variables = self.statistic_variables
+        if len(statistics) != len(variables):
+            raise ValueError(
+                f"{len(statistics)} statistics for {len(variables)} moving averages of {self.name}"
+            )
+        moved = []
+        for variable, statistic, momentum in zip(variables, statistics, momenta):
+            value = tf.convert_to_tensor(variable.value)
+            moved.append((variable, value + (1.0 - momentum) * (tf.cast(statistic, value.dtype) - value)))
+        return moved
+
+    def update_statistics(self, statistics: list) -> None:
+        """Advances the moving averages; once a step, outside any recomputed region. An empty list changes nothing."""
+        for variable, value in self.moved_statistics(statistics):
+            variable.assign(value)
