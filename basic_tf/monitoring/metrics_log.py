@@ -14,18 +14,18 @@ class MetricsLog:
     """`metrics.jsonl` of one stage: {"step": 120, "kind": "train", "loss": 2.31, ...} a line.
 
     A run that was killed and resumed leaves the same lines as an uninterrupted one (figures of wall-clock
-    apart): opening the file for a run that goes on at `step` drops the lines beyond it (they will be written
-    again), and a last line that the kill cut short; writing a (kind, step) that is already there is ignored,
-    since the same state gives the same figures.
+    apart): opening the file for a run that goes on at `resumed_step` drops the lines beyond it (they will be
+    written again), and a last line that the kill cut short; writing a (kind, step) that is already there is
+    ignored, since the same state gives the same figures.
 
-    path: local or gs://; the folder is made. step: steps done when the run goes on; 0 keeps what was measured
-    before training and drops the rest.
+    path: local or gs://; the folder is made. resumed_step: steps done when the run goes on; 0 keeps what was
+    measured before training and drops the rest.
     """
 
-    def __init__(self, path: str, step: int = 0):
+    def __init__(self, path: str, resumed_step: int = 0):
         self._path = path
         kept = (
-            [record for record in read_metrics(path) if record["step"] <= step]
+            [record for record in read_metrics(path) if record["step"] <= resumed_step]
             if tf.io.gfile.exists(path)
             else []
         )

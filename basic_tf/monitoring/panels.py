@@ -1,9 +1,10 @@
 """What TensorBoard shows of a run: curves, pictures and their retrieved captions, similarities, the config.
 
-The figures are drawn without pyplot: it keeps every figure alive and is not safe in threads.
+Curves are written by the training loop (orbit); the rest is drawn here, without pyplot: it keeps every figure
+alive and is not safe in threads.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -153,41 +154,14 @@ def config_markdown(config: str) -> str:
     return "\n".join("    " + line for line in config.splitlines())
 
 
-class Panels:
-    """Writes to TensorBoard.
+def write_figure(step: int, name: str, figure: Figure) -> None:
+    """A figure as a picture, to TensorFlow's default summary writer (nothing where there is none)."""
+    tf.summary.image(name, image_from_figure(figure), step=step)
 
-    folder: where the events go (gs:// works). None writes nothing: for every process but the first.
-    """
 
-    def __init__(self, folder: str | None):
-        if folder is None:
-            self._writer = tf.summary.create_noop_writer()
-        else:
-            self._writer = tf.summary.create_file_writer(folder)
-
-    def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """One curve for each name; "evaluation/top1" puts it into the group "evaluation"."""
-        with self._writer.as_default():
-            for name, value in values.items():
-                tf.summary.scalar(name, value, step=step)
-
-    def figure(self, step: int, name: str, figure: Figure) -> None:
-        """A figure as a picture."""
-        with self._writer.as_default():
-            tf.summary.image(name, image_from_figure(figure), step=step)
-
-    def config(self, step: int, config: str) -> None:
-        """The operative gin config, in the text tab."""
-        with self._writer.as_default():
-            tf.summary.text("gin", config_markdown(config), step=step)
-
-    def flush(self) -> None:
-        """Makes everything so far visible."""
-        self._writer.flush()
-
-    def close(self) -> None:
-        """Flushes and closes the file."""
-        self._writer.close()
+def write_config(step: int, config: str) -> None:
+    """The operative gin config into the text tab, through TensorFlow's default summary writer."""
+    tf.summary.text("gin", config_markdown(config), step=step)
 
 
 def _figure(width: float, height: float) -> Figure:

@@ -95,9 +95,10 @@ class ProgressLine:
     """Shows one stage of training.
 
     total_steps: steps of the whole stage. batch_size: examples per step, over all replicas.
-    flops_per_example: floating-point operations that the model needs for one example, forward and backward
-        (a recomputed or repeated forward pass is not counted), so that the share shown is the model-FLOPs
-        utilisation. None: not shown.
+    flops_per_example: floating-point operations of one training step per example. With what the model needs
+    (3
+        forward passes' worth) the share shown is model-FLOPs utilisation; with recomputed passes counted too,
+        it is what the hardware does. None: not shown.
     gemm_rate: FLOP/s of a large matrix product on this machine, all devices together (`flops.gemm_rate`).
         None: not shown.
     name: of the stage. unit: what an example is ("pairs", "pictures").

@@ -24,9 +24,9 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path):
     with open(killed, "a") as file:  # the kill came in the middle of a line
         file.write('{"step": 8, "kind": "tr')
     for resumed_at in (6, 8, 3, 0, 8):  # checkpoints are older than the last line, or as old
-        log = MetricsLog(killed, step=resumed_at)
+        log = MetricsLog(killed, resumed_step=resumed_at)
         train(log, resumed_at + 1, 9)
-    log = MetricsLog(killed, step=8)
+    log = MetricsLog(killed, resumed_step=8)
     log.write(8, {"top1": 8 / 100}, kind="evaluation")  # an evaluation that is made again
     train(log, 9, 12)
     log.close()
@@ -66,7 +66,7 @@ def test_step_zero_survives_a_restart_before_the_first_checkpoint(tmp_path):
     log = MetricsLog(path)
     log.write(0, {"top1": 0.01}, kind="evaluation")
     log.write(1, {"loss": 3.0})
-    MetricsLog(path, step=0).close()
+    MetricsLog(path, resumed_step=0).close()
     assert [record["step"] for record in read_metrics(path)] == [0]
 
 

@@ -1,7 +1,5 @@
 """A trace of a few training steps, for TensorBoard's Profile tab (xprof) or another reader of .xplane.pb."""
 
-import contextlib
-
 import tensorflow as tf
 from absl import logging
 
@@ -21,8 +19,8 @@ def parse_steps(text: str) -> tuple[int, int]:
 class Profiler:
     """Traces the steps of `profile_steps` into `folder`/plugins/profile/<time>/.
 
-    Orbit runs several steps between two looks at the outside world, so the trace covers the whole loops that
-    touch the steps asked for. Ask for a late step: the first ones compile. A trace is large: 10 steps are
+    Where several steps run between two looks at the outside world, the trace covers every such loop that
+    touches a step asked for. Ask for late steps: the first ones compile. A trace is large: 10 steps are
     plenty.
 
     profile_steps: "100,110", or empty or None for no trace. folder: of the run, which TensorBoard watches.
@@ -31,36 +29,42 @@ class Profiler:
     def __init__(self, profile_steps: str | None, folder: str):
         self._steps = parse_steps(profile_steps) if profile_steps else None
         self._folder = folder
-        self._running = False
+        self._last_step: int | None = None
+        self._mark = None
 
-    def loop(self, step: int, steps: int) -> None:
-        """To be called before a loop that runs `steps` steps, when `step` steps are done."""
+    def after_step(self, step: int) -> None:
+        """`step` steps are done: begins or ends the trace. To be called after every loop of steps.
+
+        The time between two calls is marked in the trace as the step `step`, so that times per step can be
+        shown.
+        """
         if self._steps is None:
             return
         first, end = self._steps
-        if self._running and step >= end:
+        loop = 1 if self._last_step is None else step - self._last_step
+        self._last_step = step
+        if step >= end:
+            if self._mark is None:
+                logging.warning("No trace of steps %d to %d: they were done before.", first, end - 1)
             self.close()
             return
-        if not self._running and step < end and step + steps > first:
+        if self._mark is not None:
+            self._mark.__exit__(None, None, None)
+        elif step + loop > first:
             tf.profiler.experimental.start(self._folder)
-            self._running = True
-        elif not self._running and step >= end:
-            logging.warning("No trace: steps %d to %d were done before this run began.", first, end - 1)
-            self._steps = None
-
-    def trace(self, step: int) -> contextlib.AbstractContextManager:
-        """Around a step (or a loop): marks it in the trace, so that times per step can be shown."""
-        if not self._running:
-            return contextlib.nullcontext()
-        return tf.profiler.experimental.Trace("train", step_num=step, _r=1)
+        else:
+            return
+        self._mark = tf.profiler.experimental.Trace("train", step_num=step, _r=1)
+        self._mark.__enter__()
 
     def close(self) -> None:
         """Writes the trace, if one is being taken. Safe to call twice."""
-        if self._running:
-            self._running = False
+        self._steps = None
+        if self._mark is not None:
+            self._mark.__exit__(None, None, None)
+            self._mark = None
             tf.profiler.experimental.stop()
             logging.info("A trace is in %s: see TensorBoard's Profile tab.", self._folder)
-        self._steps = None
 
     def __enter__(self) -> "Profiler":
         return self
