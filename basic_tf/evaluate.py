@@ -1,0 +1,100 @@
+"""Zero-shot accuracy under style shift and retrieval, of a training run or of an exported SavedModel.
+
+    python -m basic_tf.evaluate --model_dir=runs/demo --data_dir=data/emoji
+    python -m basic_tf.evaluate --saved_model=runs/demo/saved_model --data_dir=data/emoji --output_dir=out
+
+Evaluates every `test_*.json` of --data_dir, and `retrieval.json`, and writes results.json, results.md,
+accuracy.png and predictions.png. Exit codes: 0 done; 2 something is missing, said in one line.
+"""
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import sys
+
+from absl import app, flags
+
+FLAGS = flags.FLAGS
+flags.DEFINE_string("model_dir", None, "A run folder of basic_tf.train; its newest checkpoint is evaluated.")
+flags.DEFINE_string("stage", None, "The stage of the run to take (default: the last that has a checkpoint).")
+flags.DEFINE_integer("step", None, "The checkpoint's step (default: the newest).")
+flags.DEFINE_string("saved_model", None, "A folder that basic_tf.export wrote, instead of --model_dir.")
+flags.DEFINE_string("data_dir", None, "The folder with test_*.json, retrieval.json and their records.")
+flags.DEFINE_string("output_dir", None, "Where the results go (default: --model_dir).")
+flags.DEFINE_list("tests", None, "Only these tests, by name (default: all in the folder).")
+flags.DEFINE_string(
+    "templates", None, 'Prompt templates: "emoji", "bare", or a JSON file {"templates": [...]}.'
+)
+flags.DEFINE_string(
+    "described_templates", None, "Templates for the described classes (default: as --templates)."
+)
+flags.DEFINE_string(
+    "canonicalisation", "as_is", 'Class names "as_is" or "plain" (lower case, no punctuation).'
+)
+flags.DEFINE_bool("retrieval", True, "Also evaluate retrieval where the folder has retrieval.json.")
+flags.DEFINE_integer("batch_size", 64, "Pictures or sentences a batch.", 1)
+
+
+def run() -> None:
+    """The whole recipe."""
+    if bool(FLAGS.model_dir) == bool(FLAGS.saved_model):
+        raise ValueError("pass either --model_dir (a run folder) or --saved_model (an exported folder)")
+    if not FLAGS.data_dir:
+        raise ValueError("--data_dir is missing: the folder with test_*.json and their records")
+    output_dir = FLAGS.output_dir or FLAGS.model_dir
+    if not output_dir:
+        raise ValueError(
+            "--output_dir is missing: with --saved_model there is no run folder to write the results to"
+        )
+
+    from basic_tf.evaluation import encoder as encoders
+    from basic_tf.evaluation import prompts, report, suite
+    from basic_tf.serving.saved_model import versions
+
+    if FLAGS.model_dir:
+        from basic_tf.training import runs
+
+        loaded = runs.load(FLAGS.model_dir, stage=FLAGS.stage, step=FLAGS.step)
+        encoder = encoders.ModelEncoder(loaded.model, loaded.tokenizer, loaded.image_size, FLAGS.batch_size)
+        templates = prompts.load_templates(FLAGS.templates or "emoji")
+        provenance = {"model": FLAGS.model_dir, "stage": loaded.stage, "step": int(loaded.step)}
+    else:
+        encoder = encoders.SavedModelEncoder(FLAGS.saved_model, FLAGS.batch_size)
+        templates = (
+            prompts.load_templates(FLAGS.templates) if FLAGS.templates else encoder.metadata["templates"]
+        )
+        provenance = {"model": FLAGS.saved_model, **encoder.metadata["provenance"]}
+
+    described = prompts.load_templates(FLAGS.described_templates) if FLAGS.described_templates else None
+    results = suite.run(
+        encoder,
+        FLAGS.data_dir,
+        templates,
+        tests=FLAGS.tests,
+        described_templates=described,
+        canonicalisation=FLAGS.canonicalisation,
+        with_retrieval=FLAGS.retrieval,
+        say=lambda line: print(line, flush=True),
+    )
+    provenance |= {"data": FLAGS.data_dir, "temperature": encoder.temperature, "versions": versions()}
+    report.write(results, output_dir, FLAGS.data_dir, provenance)
+    print(
+        f"{results.seconds:.0f} s; wrote {output_dir}/results.json, results.md, accuracy.png, predictions.png"
+    )
+
+
+def main(argv: list[str]) -> int:
+    """Runs, and turns what a person can mend into one line."""
+    try:
+        if argv[1:]:
+            raise ValueError(f"unexpected arguments {' '.join(argv[1:])}: everything is a --flag here")
+        run()
+    except (ValueError, OSError) as error:
+        print(f"evaluate: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    app.run(main)

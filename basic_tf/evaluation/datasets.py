@@ -1,0 +1,140 @@
+"""Which tests a data folder holds, and reading them in order.
+
+A folder has `test_<name>.json` for each zero-shot test and `retrieval.json`, written with their records by
+the tools/prepare_*.py programs. The json of a test names its classes: `classes`, a list of names or of
+{"name": ..., "described": ...}, where `described` (a string or several) is a richer text for the same class.
+"""
+
+import dataclasses
+import posixpath
+from collections.abc import Iterator
+
+import numpy as np
+import tensorflow as tf
+
+from basic_tf.data.records import RecordSource, parse_example
+
+_PREFIX = "test_"
+_RETRIEVAL = "retrieval"
+_READ = 256
+
+
+@dataclasses.dataclass(frozen=True)
+class TestSet:
+    """One zero-shot test: where it is, its class names, and a richer text for each class where the data has
+    one.
+    """
+
+    __test__ = False  # not a pytest class
+
+    name: str
+    path: str
+    classes: tuple[str, ...]
+    described: tuple[tuple[str, ...], ...] | None
+    source: RecordSource
+
+    def batches(self, size: int = _READ) -> Iterator[tuple[list[bytes], np.ndarray, np.ndarray]]:
+        """(encoded pictures, labels int64 [n], record numbers int64 [n]) in the order of the file.
+
+        Damaged records are left out (the record source counts and logs them). A record without exactly one
+        label is a ValueError: a zero-shot test has one right answer.
+        """
+        for records, examples in _examples(self.source, size):
+            labels = []
+            for record, example in zip(records, examples):
+                if len(example.labels) != 1:
+                    raise ValueError(
+                        f"{self.path}: record {record} has {len(example.labels)} labels; "
+                        "a zero-shot test needs exactly one"
+                    )
+                labels.append(int(example.labels[0]))
+            yield [example.image for example in examples], np.asarray(labels, np.int64), records
+
+    def read_images(self, records: np.ndarray) -> list[bytes]:
+        """The encoded pictures of some records."""
+        return [
+            parse_example(payload).image
+            for payload in self.source.read(np.asarray(records))
+            if payload is not None
+        ]
+
+
+@dataclasses.dataclass(frozen=True)
+class RetrievalSet:
+    """Pictures with one or more captions each."""
+
+    name: str
+    path: str
+    source: RecordSource
+
+    def batches(self, size: int = _READ) -> Iterator[tuple[list[bytes], list[list[str]]]]:
+        """(encoded pictures, the captions of each) in the order of the file."""
+        for _, examples in _examples(self.source, size):
+            yield [example.image for example in examples], [list(example.captions) for example in examples]
+
+
+def _examples(source: RecordSource, size: int):
+    for start in range(0, source.count, size):
+        indices = np.arange(start, min(start + size, source.count))
+        payloads = source.read(indices)
+        kept = [
+            (index, parse_example(payload))
+            for index, payload in zip(indices, payloads)
+            if payload is not None
+        ]
+        if kept:
+            yield np.asarray([index for index, _ in kept], np.int64), [example for _, example in kept]
+
+
+def test_names(data_dir: str) -> list[str]:
+    """The names of the zero-shot tests in a folder: `test_openmoji.json` is "openmoji"."""
+    if not tf.io.gfile.isdir(data_dir):
+        raise FileNotFoundError(f"--data_dir={data_dir} is not a folder; tools/prepare_emoji.py makes one")
+    names = [
+        name[len(_PREFIX) : -len(".json")]
+        for name in tf.io.gfile.listdir(data_dir)
+        if name.startswith(_PREFIX) and name.endswith(".json")
+    ]
+    return sorted(names)
+
+
+test_names.__test__ = False
+
+
+def open_test(data_dir: str, name: str) -> TestSet:
+    """Opens `<data_dir>/test_<name>.json`. FileNotFoundError lists the tests that are there."""
+    path = posixpath.join(data_dir, f"{_PREFIX}{name}.json")
+    if not tf.io.gfile.exists(path):
+        raise FileNotFoundError(
+            f"no test {name!r} in {data_dir}; there are: {', '.join(test_names(data_dir)) or 'none'}"
+        )
+    source = RecordSource.open(path)
+    classes, described = class_texts(source.metadata, path)
+    return TestSet(name, path, classes, described, source)
+
+
+def open_retrieval(data_dir: str) -> RetrievalSet | None:
+    """Opens `<data_dir>/retrieval.json`, or None if the folder has none."""
+    path = posixpath.join(data_dir, f"{_RETRIEVAL}.json")
+    if not tf.io.gfile.exists(path):
+        return None
+    return RetrievalSet(_RETRIEVAL, path, RecordSource.open(path))
+
+
+def class_texts(metadata: dict, path: str) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...] | None]:
+    """Class names, and the richer texts of each class (None unless every class has some)."""
+    entries = metadata.get("classes")
+    if not isinstance(entries, list) or not entries:
+        raise ValueError(
+            f"{path}: expected `classes`, a list of names or of {{name, described}}, in the dataset's json"
+        )
+    names, described = [], []
+    for index, entry in enumerate(entries):
+        if isinstance(entry, str):
+            entry = {"name": entry}
+        if not isinstance(entry, dict) or not isinstance(entry.get("name"), str) or not entry["name"].strip():
+            raise ValueError(f"{path}: class {index} has no name: {entry!r}")
+        names.append(entry["name"])
+        texts = entry.get("described") or ()
+        described.append((texts,) if isinstance(texts, str) else tuple(texts))
+    return tuple(names), tuple(described) if all(described) else None

@@ -1,0 +1,140 @@
+"""Figures of an evaluation: a grid of test pictures with their predictions, and accuracy by style against
+chance.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+import tensorflow as tf
+
+RIGHT, WRONG, MUTED = "#1a7f37", "#c4314b", "#6a737d"
+
+
+def shortened(text: str, length: int) -> str:
+    """The text, or its beginning and an ellipsis, at most `length` characters."""
+    return text if len(text) <= length else text[: length - 1].rstrip() + "…"
+
+
+def _figure(width: float, height: float):
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    # No pyplot: its global state and its choice of a window system have no place in a server.
+    figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _save(figure, path: str) -> None:
+    with tf.io.gfile.GFile(path, "wb") as file:
+        figure.savefig(file, format="png")
+
+
+@dataclasses.dataclass
+class GridRow:
+    """One test in the grid: pictures uint8 [S, S, 3], true classes, whether the best class is right (two
+    classes may share a name), the best classes of each and their cosines."""
+
+    title: str
+    images: list[np.ndarray]
+    labels: list[str]
+    right: list[bool]
+    predictions: list[Sequence[str]]
+    scores: list[Sequence[float]]
+
+
+def prediction_grid(path: str, rows: Sequence[GridRow], title: str) -> None:
+    """Writes a PNG: a row for each test; each picture under its true class with its three best classes below.
+
+    Right is green with a tick, wrong is red with a cross; among the three, the true class is green.
+    """
+    columns = max(len(row.images) for row in rows)
+    figure = _figure(1.95 * columns + 0.4, 2.6 * len(rows) + 0.5)
+    figure.suptitle(title, fontsize=13)
+    figure.get_layout_engine().set(h_pad=0.13, w_pad=0.05)
+    for row, cells in zip(rows, figure.subplots(len(rows), columns, squeeze=False)):
+        for axis in cells[len(row.images) :]:
+            axis.axis("off")
+        cells[0].set_ylabel(shortened(row.title, 26), fontsize=11, labelpad=8)
+        for column, axis in zip(range(len(row.images)), cells):
+            _cell(
+                axis,
+                *(part[column] for part in (row.images, row.labels, row.right, row.predictions, row.scores)),
+            )
+    _save(figure, path)
+
+
+def _cell(
+    axis, image: np.ndarray, label: str, right: bool, best: Sequence[str], scores: Sequence[float]
+) -> None:
+    colour = RIGHT if right else WRONG
+    axis.imshow(image, interpolation="nearest" if image.shape[0] <= 96 else "antialiased")
+    axis.set_xticks([])
+    axis.set_yticks([])
+    for spine in axis.spines.values():
+        spine.set(color=colour, linewidth=2.5)
+    axis.set_title(
+        f"{'✓' if right else '✗'} {shortened(label, 19)}", fontsize=9, color=colour, fontweight="bold"
+    )
+    lines = list(zip(best[:3], scores[:3]))
+    # The label, blank, makes the layout keep room for the lines, which have their own colours.
+    axis.set_xlabel("\n".join(" " for _ in lines), fontsize=8)
+    for line, (name, score) in enumerate(lines):
+        axis.annotate(
+            f"{score:.2f} {shortened(name, 22)}",
+            (0, 0),
+            (0, -5 - 11 * line),
+            xycoords="axes fraction",
+            textcoords="offset points",
+            va="top",
+            fontsize=8,
+            color=RIGHT if name == label else "#24292f",
+        )
+
+
+def accuracy_bars(
+    path: str,
+    names: Sequence[str],
+    top1: Sequence[float],
+    top5: Sequence[float],
+    errors: Sequence[float],
+    chance: Sequence[float],
+    title: str,
+) -> None:
+    """Writes a PNG: top-1 (with its standard error) and top-5 of each test, with a mark at chance for
+    top-1.
+    """
+    figure = _figure(7.6, 0.62 * len(names) + 1.7)
+    axis = figure.subplots()
+    rows = np.arange(len(names))[::-1]  # the first test on top
+    axis.barh(rows, top5, height=0.62, color="#c9dcf2", label="top-5")
+    axis.barh(
+        rows,
+        top1,
+        height=0.62,
+        color="#2f6fb3",
+        xerr=np.asarray(errors),
+        error_kw={"elinewidth": 1.2, "capsize": 3, "ecolor": "#10243c"},
+        label="top-1 ± standard error",
+    )
+    axis.vlines(
+        chance, rows - 0.4, rows + 0.4, color="#d1242f", linewidth=2, label="chance (top-1)", zorder=3
+    )
+    for row, first, fifth in zip(rows, top1, top5):
+        axis.text(
+            1.015, row, f"{100 * first:.1f} / {100 * fifth:.1f}", va="center", fontsize=9, color="#24292f"
+        )
+    axis.text(1.015, len(names) - 0.42, "top-1 / top-5, %", va="bottom", fontsize=8, color=MUTED)
+    axis.set_yticks(rows, names, fontsize=10)
+    axis.set_xlim(0, 1)
+    axis.set_ylim(-0.6, len(names) - 0.4)
+    axis.set_xticks(np.linspace(0, 1, 6), [f"{tick:.0f} %" for tick in np.linspace(0, 100, 6)])
+    axis.grid(axis="x", color="#e1e4e8", zorder=0)
+    axis.set_axisbelow(True)
+    axis.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(title, fontsize=12)
+    figure.legend(
+        *axis.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=9, frameon=False
+    )
+    _save(figure, path)

@@ -1,0 +1,131 @@
+"""Every test of a data folder on one encoder."""
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from basic_tf.evaluation import datasets, prompts, retrieval, zero_shot
+from basic_tf.evaluation.encoder import Encoder
+
+# The styles whose mean top-1 sums up the robustness of the emoji demo; all show the same 200 concepts.
+HELD_OUT_STYLES = ("openmoji", "emojione-v1", "fxemoji")
+DESCRIBED = "_described"
+
+
+@dataclasses.dataclass
+class SuiteResult:
+    """zero_shot: results by test, in the order of the report. classes: the class names by test. seconds: all
+    of it.
+    """
+
+    zero_shot: dict[str, zero_shot.ZeroShotResult]
+    classes: dict[str, tuple[str, ...]]
+    retrieval: dict[str, dict] | None
+    templates: tuple[str, ...]
+    canonicalisation: str
+    seconds: float
+
+    def summary(self) -> dict:
+        """The mean over the held-out styles, where all of them were evaluated."""
+        if not all(style in self.zero_shot for style in HELD_OUT_STYLES):
+            return {}
+        mean, error = zero_shot.mean_over_sets([self.zero_shot[style] for style in HELD_OUT_STYLES])
+        return {
+            "held_out_styles_mean_top1": mean,
+            "held_out_styles_mean_top1_standard_error": error,
+            "held_out_styles": list(HELD_OUT_STYLES),
+        }
+
+
+def report_order(names: Sequence[str]) -> list[str]:
+    """In distribution first, then the held-out styles, other tests by name, unseen concepts last."""
+    first = ["in_distribution", *HELD_OUT_STYLES, "symbola"]
+    last = ["held_out_concepts"]
+    middle = sorted(set(names) - set(first) - set(last))
+    return [name for name in [*first, *middle, *last] if name in set(names)]
+
+
+def run(
+    encoder: Encoder,
+    data_dir: str,
+    templates: Sequence[str],
+    tests: Sequence[str] | None = None,
+    described_templates: Sequence[str] | None = None,
+    canonicalisation: str = "as_is",
+    subsets: dict[str, np.ndarray] | None = None,
+    with_retrieval: bool = True,
+    keep: int = 1000,
+    say: Callable[[str], None] = lambda line: None,
+) -> SuiteResult:
+    """Evaluates the tests of a data folder (all of them if `tests` is None).
+
+    A test whose classes all have a `described` text and whose name begins with "held_out_concepts" is
+    evaluated a second time with those texts, as `<name>_described`, in `described_templates` (as `templates`
+    if None). subsets: class masks by test. say: takes one line of progress at a time. FileNotFoundError if
+    there is no test.
+    """
+    begin = time.monotonic()
+    names = report_order(datasets.test_names(data_dir)) if tests is None else list(tests)
+    if not names:
+        raise FileNotFoundError(
+            f"{data_dir} holds no test (no test_*.json); tools/prepare_emoji.py writes some"
+        )
+    weights_of: dict[tuple, np.ndarray] = {}  # tests of several styles share their classes
+
+    def weights_for(texts, in_templates):
+        class_prompts = tuple(prompts.class_prompts(texts, in_templates, canonicalisation))
+        if class_prompts not in weights_of:
+            weights_of[class_prompts] = zero_shot.class_weights(encoder, class_prompts)
+        return weights_of[class_prompts]
+
+    results, classes = {}, {}
+    for name in names:
+        test = datasets.open_test(data_dir, name)
+        variants = [(name, test.classes, templates)]
+        if test.described is not None and name.startswith("held_out_concepts"):
+            variants.append((name + DESCRIBED, test.described, described_templates or templates))
+        weights = [weights_for(texts, in_templates) for _, texts, in_templates in variants]
+        subset = (subsets or {}).get(name)
+        classifiers = [zero_shot.ZeroShotClassifier(rows, subset=subset, keep=keep) for rows in weights]
+        for images, labels, records in test.batches():
+            embeddings = encoder.encode_image_bytes(images)  # once for all variants
+            for classifier in classifiers:
+                classifier.update(embeddings, labels, records)
+        for (variant, _, _), classifier in zip(variants, classifiers):
+            results[variant] = classifier.result()
+            classes[variant] = test.classes
+            entry = results[variant]
+            say(
+                f"{variant}: top-1 {100 * entry.top1:.1f} %, top-5 {100 * entry.top5:.1f} % "
+                f"({entry.examples} pictures, {entry.candidates} classes)"
+            )
+
+    recalls = None
+    retrieval_set = datasets.open_retrieval(data_dir) if with_retrieval else None
+    if retrieval_set is not None:
+        recalls = evaluate_retrieval(encoder, retrieval_set)
+        say(
+            f"retrieval: image to text R@1 {100 * recalls['image_to_text']['R@1']:.1f} %, "
+            f"text to image R@1 {100 * recalls['text_to_image']['R@1']:.1f} %"
+        )
+    return SuiteResult(
+        results, classes, recalls, tuple(templates), canonicalisation, time.monotonic() - begin
+    )
+
+
+def evaluate_retrieval(encoder: Encoder, retrieval_set: datasets.RetrievalSet) -> dict[str, dict]:
+    """R@1, 5, 10 in both directions. Holds the embeddings of all pictures and captions, never their
+    products.
+    """
+    image_rows, text_rows, image_of_text = [], [], []
+    count = 0
+    for images, captions in retrieval_set.batches():
+        image_rows.append(encoder.encode_image_bytes(images))
+        text_rows.append(encoder.encode_text([caption for group in captions for caption in group]))
+        image_of_text += [count + row for row, group in enumerate(captions) for _ in group]
+        count += len(images)
+    if not count:
+        raise ValueError(f"{retrieval_set.path} holds no readable record")
+    return retrieval.recalls(np.concatenate(image_rows), np.concatenate(text_rows), np.asarray(image_of_text))

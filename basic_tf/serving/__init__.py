@@ -1,0 +1,1 @@
+"""The trained model as one TensorFlow SavedModel: decoding, tokenizer and towers inside."""

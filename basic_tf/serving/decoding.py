@@ -1,0 +1,183 @@
+"""The evaluation's view of a picture as graph operations: the twin of `data.images` without its random choices.
+
+A SavedModel cannot hold Python, so what `ImageAugmentation.evaluation()` does to a file (decode, composite on
+white, cut the central window, resize) is written here once more in TensorFlow operations. Tests hold the two
+together: the same window of the same pixels, resized to within one level of 255 (the training code resizes in
+fixed point). Everything that evaluates goes through here, so what is measured is what is served.
+"""
+
+import tensorflow as tf
+
+from basic_tf.data.images import ImageAugmentation
+
+_PNG = b"\x89PNG\r\n\x1a\n"
+_JPEG = b"\xff\xd8\xff"
+_JPEG_RATIOS = (8, 4, 2, 1)
+
+
+def evaluation_view(preprocessing: ImageAugmentation | int) -> ImageAugmentation:
+    """The augmentation without chance; a number is the size in pixels of the whole picture, made square."""
+    if isinstance(preprocessing, int):
+        preprocessing = ImageAugmentation(output_size=preprocessing, scale=(1.0, 1.0))
+    return preprocessing.evaluation()
+
+
+def decode_batch(encoded: tf.Tensor, view: ImageAugmentation) -> tf.Tensor:
+    """Encoded pictures string [N] -> uint8 [N, S, S, 3].
+
+    InvalidArgumentError lists all rows that do not start like a JPEG, PNG, GIF, BMP or WebP; for a picture
+    that is cut short it holds the decoder's message.
+    """
+    known = (
+        _starts(encoded, _JPEG) | _starts(encoded, _PNG) | _starts(encoded, b"GIF8") | _starts(encoded, b"BM")
+    )
+    known |= _starts(encoded, b"RIFF")
+    check = tf.debugging.Assert(
+        tf.reduce_all(known),
+        ["these rows are not JPEG, PNG, GIF, BMP or WebP pictures:", tf.reshape(tf.where(~known), [-1])],
+        summarize=20,
+    )
+    with tf.control_dependencies([check]):
+        encoded = tf.identity(encoded)
+    size = view.output_size
+    return tf.map_fn(
+        lambda one: decode(one, view),
+        encoded,
+        fn_output_signature=tf.TensorSpec([size, size, 3], tf.uint8),
+        parallel_iterations=16,
+    )
+
+
+def decode(encoded: tf.Tensor, view: ImageAugmentation) -> tf.Tensor:
+    """One encoded picture, a scalar string -> uint8 [S, S, 3]."""
+    with tf.device("CPU:0"):
+        is_jpeg = _starts(encoded, _JPEG)
+        inner, rows, columns = tf.cond(
+            is_jpeg, lambda: _cut_jpeg(encoded, view), lambda: _cut_other(encoded, view)
+        )
+        size = view.output_size
+        resized = _resize(inner, rows[1] - rows[0], columns[1] - columns[0])
+        # Where the window is larger than the picture, white lies around it: 255 - (255 - x) pads with 255.
+        edges = [[rows[0], size - rows[1]], [columns[0], size - columns[1]], [0, 0]]
+        if view.border == "reflect":
+            return tf.ensure_shape(tf.pad(resized, edges, "SYMMETRIC"), [size, size, 3])
+        return tf.ensure_shape(tf.pad(resized, edges, constant_values=255), [size, size, 3])
+
+
+def _starts(encoded: tf.Tensor, beginning: bytes) -> tf.Tensor:
+    # tf.strings.substr fails on a string that is shorter than its start, not on one shorter than its end.
+    return tf.strings.substr(encoded, 0, len(beginning)) == beginning
+
+
+def _cut_jpeg(encoded: tf.Tensor, view: ImageAugmentation):
+    """Decodes the window alone, scaled down by the DCT as far as it keeps at least S pixels."""
+    shape = tf.image.extract_jpeg_shape(encoded)
+    window = _window(shape[0], shape[1], view)
+    shorter = tf.minimum(window[2], window[3])
+
+    def at(ratio: int):
+        def branch():
+            rows, columns, top, left = _spans(shape[0], shape[1], window, ratio, view.output_size)
+            picture = tf.image.decode_and_crop_jpeg(
+                encoded,
+                tf.stack([top[0], left[0], top[1] - top[0], left[1] - left[0]]),
+                channels=3,
+                ratio=ratio,
+                dct_method="INTEGER_ACCURATE",
+            )
+            return picture, rows, columns
+
+        return branch
+
+    fits = tf.stack([shorter >= ratio * view.output_size for ratio in _JPEG_RATIOS[:-1]])
+    # The first ratio that fits, else the last (1).
+    index = tf.reduce_sum(tf.cast(tf.math.cumprod(tf.cast(~fits, tf.int32)), tf.int32))
+    return tf.switch_case(index, [at(ratio) for ratio in _JPEG_RATIOS])
+
+
+def _cut_other(encoded: tf.Tensor, view: ImageAugmentation):
+    picture = tf.cond(
+        _starts(encoded, _PNG),
+        lambda: tf.cond(_png_has_alpha(encoded), lambda: _png_on_white(encoded), lambda: _png(encoded)),
+        lambda: tf.image.decode_image(encoded, channels=3, expand_animations=False),
+    )
+    shape = tf.shape(picture)
+    window = _window(shape[0], shape[1], view)
+    rows, columns, top, left = _spans(shape[0], shape[1], window, 1, view.output_size)
+    return picture[top[0] : top[1], left[0] : left[1]], rows, columns
+
+
+def _png(encoded: tf.Tensor) -> tf.Tensor:
+    return tf.image.decode_png(encoded, channels=3)
+
+
+def _png_has_alpha(encoded: tf.Tensor) -> tf.Tensor:
+    """An alpha channel (colour types 4 and 6), or a tRNS chunk before the pixels.
+
+    TensorFlow's decoder drops a transparent colour unless four channels are asked for, and invents an alpha
+    for opaque pictures of fewer than 8 bits if they are: so they are asked for exactly where there is one.
+    """
+    colour = tf.strings.substr(
+        tf.strings.join([encoded, b"\0" * 26]), 25, 1
+    )  # padded: a stump has no byte 25
+    before_pixels = tf.strings.split([encoded], "IDAT", maxsplit=1).values[0]
+    has_trns = tf.size(tf.strings.split([before_pixels], "tRNS", maxsplit=1).values) > 1
+    return (colour == b"\x04") | (colour == b"\x06") | has_trns
+
+
+def _png_on_white(encoded: tf.Tensor) -> tf.Tensor:
+    rgba = tf.cast(tf.image.decode_png(encoded, channels=4), tf.int32)
+    alpha = rgba[..., 3:]
+    # Exact rounding of (colour * alpha + 255 * (255 - alpha)) / 255.
+    return tf.cast((rgba[..., :3] * alpha + 255 * (255 - alpha) + 127) // 255, tf.uint8)
+
+
+def _window(height: tf.Tensor, width: tf.Tensor, view: ImageAugmentation):
+    """(centre x, centre y, width, height) of the central window, float64, in pixels of the whole picture."""
+    height, width = tf.cast(height, tf.float64), tf.cast(width, tf.float64)
+    short, long = tf.minimum(height, width), tf.maximum(height, width)
+    across, down = {"stretch": (width, height), "pad": (long, long), "crop": (short, short)}[view.fit]
+    # As float32 first: the choices of `ImageAugmentation` are float32.
+    side = tf.cast(tf.constant(view.scale[0], tf.float32), tf.float64)
+    return width / 2, height / 2, side * across, side * down
+
+
+def _spans(height: tf.Tensor, width: tf.Tensor, window, ratio: int, size: int):
+    """Rows and columns of the output that the picture fills, and rows and columns of the picture that are
+    taken.
+    """
+    x, y, across, down = window
+    top, rows = _span(y / ratio, down / ratio, -(-height // ratio), size)
+    left, columns = _span(x / ratio, across / ratio, -(-width // ratio), size)
+    return rows, columns, top, left
+
+
+def _span(centre: tf.Tensor, length: tf.Tensor, limit: tf.Tensor, size: int):
+    """One axis: (start, stop) in the picture of `limit` pixels, and the part of the output it fills; int32
+    [2] each.
+    """
+
+    def whole(value):
+        return tf.cast(tf.round(value), tf.int32)
+
+    start, stop = centre - length / 2, centre + length / 2
+    inner_start = tf.clip_by_value(whole(start), 0, limit - 1)
+    inner_stop = tf.clip_by_value(whole(stop), inner_start + 1, limit)
+    outside = (start < -0.5) | (stop > tf.cast(limit, tf.float64) + 0.5)
+    scale = size / length
+    low = tf.clip_by_value(whole((tf.cast(inner_start, tf.float64) - start) * scale), 0, size - 1)
+    high = tf.clip_by_value(whole((tf.cast(inner_stop, tf.float64) - start) * scale), low + 1, size)
+    filled = tf.where(outside, tf.stack([low, high]), tf.constant([0, size]))
+    return tf.stack([inner_start, inner_stop]), filled
+
+
+def _resize(picture: tf.Tensor, height: tf.Tensor, width: tf.Tensor) -> tf.Tensor:
+    """uint8 [h, w, 3] -> uint8 [height, width, 3]: bilinear; area means where it shrinks more than twofold."""
+    shape, target = tf.shape(picture), tf.stack([height, width])
+    shrinks = (shape[0] > 2 * height) | (shape[1] > 2 * width)
+    resized = tf.cond(
+        shrinks,
+        lambda: tf.raw_ops.ResizeArea(images=picture[None], size=target)[0],
+        lambda: tf.image.resize(picture, target),  # half-pixel centres; the identity at the right size
+    )
+    return tf.cast(tf.clip_by_value(resized, 0.0, 255.0) + 0.5, tf.uint8)

@@ -1,0 +1,117 @@
+"""The served decoding is the training code's, to the rounding of the resize."""
+
+import io
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from basic_tf.data.images import ImageAugmentation
+from basic_tf.randomness import step_key_numpy
+from basic_tf.serving import decoding
+
+RNG = np.random.default_rng(20)
+
+
+def smooth(height, width, channels):
+    """Random pictures with some structure, so that codecs and resizing have something to keep."""
+    small = RNG.integers(0, 256, (5, 4, channels), dtype=np.uint8)
+    return np.stack(
+        [
+            np.asarray(Image.fromarray(small[..., c]).resize((width, height), Image.BICUBIC))
+            for c in range(channels)
+        ],
+        -1,
+    )
+
+
+def encoded(array, format, mode=None, **options):
+    picture = Image.fromarray(array.squeeze() if array.shape[-1] == 1 else array)
+    if mode == "P+alpha":
+        picture = picture.quantize(7)
+    elif mode:
+        picture = picture.convert(mode)
+    buffer = io.BytesIO()
+    picture.save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+CASES = {
+    "png": encoded(smooth(45, 70, 3), "PNG"),
+    "png_tall": encoded(smooth(91, 33, 3), "PNG"),
+    "png_small": encoded(smooth(9, 13, 3), "PNG"),
+    "png_same_size": encoded(smooth(32, 32, 3), "PNG"),
+    "png_one_pixel": encoded(smooth(1, 1, 3), "PNG"),
+    "png_alpha": encoded(smooth(50, 41, 4), "PNG"),
+    "png_grey": encoded(smooth(50, 41, 1), "PNG"),
+    "png_grey_alpha": encoded(smooth(50, 41, 4), "PNG", "LA"),
+    "png_one_bit": encoded(smooth(50, 41, 1), "PNG", "1"),
+    "png_palette": encoded(smooth(50, 41, 3), "PNG", "P"),
+    "png_palette_alpha": encoded(smooth(50, 41, 4), "PNG", "P+alpha"),
+    "png_transparent_colour": encoded(smooth(50, 41, 3), "PNG", transparency=(255, 255, 255)),
+    "jpeg": encoded(smooth(60, 47, 3), "JPEG", quality=90),
+    "jpeg_large": encoded(smooth(401, 633, 3), "JPEG", quality=90),
+    "jpeg_huge": encoded(smooth(1201, 933, 3), "JPEG", quality=80),
+    "jpeg_grey": encoded(smooth(60, 47, 1), "JPEG"),
+    "jpeg_progressive": encoded(smooth(200, 147, 3), "JPEG", progressive=True),
+    "gif": encoded(smooth(60, 47, 3), "GIF"),
+    "bmp": encoded(smooth(60, 47, 3), "BMP"),
+    "webp": encoded(smooth(60, 47, 3), "WEBP"),
+}
+VIEWS = {
+    "whole": ImageAugmentation(32, (1.0, 1.0)),
+    "paper": ImageAugmentation(24),
+    "pad": ImageAugmentation(32, (0.9, 1.1), fit="pad"),
+    "pad_outside": ImageAugmentation(32, (1.25, 1.4), fit="pad"),
+    "crop": ImageAugmentation(17, (0.7, 0.8), fit="crop"),
+}
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_equal_to_the_training_code(view):
+    augmentation = VIEWS[view]
+    evaluation = augmentation.evaluation()
+    choices = evaluation.choices(step_key_numpy(0, 0), np.arange(len(CASES)), central=True)
+    expected = np.stack([evaluation.cut(data, choices, row) for row, data in enumerate(CASES.values())])
+    decode = tf.function(lambda rows: decoding.decode_batch(rows, decoding.evaluation_view(augmentation)))
+    received = decode(tf.constant(list(CASES.values()))).numpy()
+    difference = np.abs(received.astype(int) - expected).max(axis=(1, 2, 3))
+    assert max(difference) <= 1, dict(zip(CASES, difference))
+    assert difference[list(CASES).index("png_one_pixel")] == 0
+    assert expected.std() > 20  # the pictures are not all one colour
+
+
+def test_a_number_means_the_whole_picture_made_square():
+    picture = smooth(64, 32, 3)
+    received = decoding.decode(tf.constant(encoded(picture, "PNG")), decoding.evaluation_view(32)).numpy()
+    # 64 -> 32 rows: the mean of two rows; 32 columns stay.
+    expected = (picture.astype(np.float32).reshape(32, 2, 32, 3).mean(1) + 0.5).astype(np.uint8)
+    np.testing.assert_array_equal(received, expected)
+
+
+def test_transparency_becomes_white():
+    picture = np.zeros((8, 8, 4), np.uint8)  # black, wholly transparent
+    picture[:, 4:, 3] = 255  # right half opaque
+    received = decoding.decode(tf.constant(encoded(picture, "PNG")), decoding.evaluation_view(8)).numpy()
+    assert (received[:, :4] == 255).all() and (received[:, 4:] == 0).all()
+
+
+def test_first_frame_of_an_animation():
+    frames = [Image.fromarray(np.full((8, 8, 3), value, np.uint8)) for value in (10, 200, 90)]
+    buffer = io.BytesIO()
+    frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:])
+    received = decoding.decode(tf.constant(buffer.getvalue()), decoding.evaluation_view(8)).numpy()
+    assert np.abs(received.astype(int) - 10).max() <= 2
+
+
+def test_rows_that_are_no_pictures_are_all_named():
+    rows = tf.constant([CASES["png"], b"hello", CASES["jpeg"], b"", b"<svg/>"])
+    with pytest.raises(tf.errors.InvalidArgumentError, match=r"(?s)these rows are not.*\[1 3 4\]"):
+        decoding.decode_batch(rows, decoding.evaluation_view(8))
+
+
+@pytest.mark.parametrize("stump", [CASES["png"][:20], CASES["png"][:60], CASES["jpeg"][:150], b"\xff\xd8\xff", b"BM"])
+def test_truncated_pictures_fail(stump):
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        decoding.decode_batch(tf.constant([stump]), decoding.evaluation_view(8))
