@@ -1,19 +1,21 @@
-"""The contrastive loss of a very large batch, tile by tile (BASIC section 2 of our notes: arXiv 2111.10050, sections 3 and 5).
+"""The contrastive loss of a very large batch, tile by tile (BASIC, arXiv 2111.10050, sections 3 and 5).
 
 With unit rows F (images) and G (texts), s the inverse temperature and A = s F G^T,
 
-    loss = (1 / 2B) sum_i [ (r_i - A_ii) + (c_i - A_ii) ],   r_i = log sum_j exp A_ij,   c_j = log sum_i exp A_ij
+    loss = (1 / 2B) sum_i [(r_i - A_ii) + (c_i - A_ii)]
+    r_i = log sum_j exp A_ij,   c_j = log sum_i exp A_ij
 
-The B x B matrix A never exists: pass A walks over tiles of it and keeps r and c; pass B computes each tile again and
-turns it into its share of both gradients. With P = exp(A - r), Q = exp(A - c^T) and dA = (P + Q - 2I) / 2B,
+The B x B matrix A never exists: pass A walks over tiles of it and keeps r and c; pass B computes each tile again
+and turns it into its share of both gradients. With P = exp(A - r), Q = exp(A - c^T), dA = (P + Q - 2I) / 2B,
 
-    dF = s dA G,    dG = s dA^T F,    dloss / dlog s = sum dA * A = sum_i <F_i, dF_i>     (so the temperature is free)
+    dF = s dA G,   dG = s dA^T F,   dloss / dlog s = sum dA * A = sum_i <F_i, dF_i>
 
-That is four products of B x B x D against three of the dense form, and memory O(B D + tile).
+so the temperature is free. That is four products of B x B x D against three of the dense form, and memory
+O(B D + tile) against O(B^2).
 
-Under data parallelism each replica holds L = B / replicas rows of both embeddings. It sets its own image rows against the
-gathered text columns; the column sums of the replicas are added up between the passes, the partial dG after them.
-Every collective is called here by hand, outside loops, and none is ever differentiated.
+Under data parallelism each replica holds L = B / replicas rows of both embeddings. It sets its own image rows
+against the gathered text columns; the column sums of the replicas are added up between the passes, the partial dG
+after them. Every collective is called here by hand, outside loops, and none is ever differentiated.
 """
 
 import math
@@ -65,8 +67,9 @@ class LossAndGradients(NamedTuple):
 
     loss: scalar, equal on all replicas. image_embeddings, text_embeddings: [L, D], d loss / d own rows.
     log_inverse_temperature: scalar, this replica's share: the sum over replicas is the gradient.
-    metrics: scalars over the global batch, equal on all replicas: image_to_text_accuracy and text_to_image_accuracy
-    (is the own partner the nearest of the batch?) and positive_similarity (mean cosine of the pairs).
+    metrics: scalars over the global batch, equal on all replicas: image_to_text_accuracy and
+    text_to_image_accuracy (is the own partner the nearest of the batch?) and positive_similarity (mean
+    cosine of the pairs).
     """
 
     loss: tf.Tensor
@@ -79,8 +82,9 @@ class LossAndGradients(NamedTuple):
 class _Blocks(NamedTuple):
     """A dimension cut into `count` blocks of one `size`; the last one starts early enough to fit.
 
-    Rows that the last block shares with its neighbour are `fresh` in one of them only: sums over blocks weigh by that.
-    One size for all keeps shapes static, which XLA needs. Python ints, or int32 tensors where the shape is dynamic.
+    Rows that the last block shares with its neighbour are `fresh` in one of them only: sums over blocks
+    weigh by that. One size for all keeps shapes static, which XLA needs. Python ints, or int32 tensors where
+    the shape is dynamic.
     """
 
     total: Any
@@ -151,7 +155,8 @@ class _Tiles:
         return self.multiply(scaled_rows, self.text_rows(j, self.product), transpose_b=True)
 
     def diagonal(self, i, j) -> tuple[tf.Tensor, tf.Tensor]:
-        """Where the positives of row block i lie in column block j: ([rows, 2] indices clipped into the tile, [rows] bool)."""
+        """Where the positives of row block i lie in column block j: ([rows, 2] indices clipped into the
+        tile, [rows] bool)."""
         column = self.first_row + self.rows.start(i) - self.columns.start(j) + tf.range(self.rows.size)
         inside = tf.logical_and(column >= 0, column < self.columns.size)
         column = tf.clip_by_value(column, 0, self.columns.size - 1)
@@ -167,7 +172,8 @@ class _Tiles:
 
 
 def _for(blocks: _Blocks, body, state):
-    """Runs body(block, *state) -> state over all blocks, one at a time: two tiles in flight would double the memory."""
+    """Runs body(block, *state) -> state over all blocks, one at a time: two tiles in flight would double the
+    memory."""
     return tf.while_loop(
         lambda block, *_: block < blocks.count,
         lambda block, *state: (block + 1, *body(block, *state)),
@@ -177,7 +183,8 @@ def _for(blocks: _Blocks, body, state):
 
 
 class _Statistics(NamedTuple):
-    """What pass A leaves: log-sum-exp and maximum of each own row [L] and (over own rows only) each column [B]; A_ii [L]."""
+    """What pass A leaves: log-sum-exp and maximum of each own row [L] and (over own rows only) each column
+    [B]; A_ii [L]."""
 
     row_logsumexp: tf.Tensor
     row_maximum: tf.Tensor
@@ -187,7 +194,8 @@ class _Statistics(NamedTuple):
 
 
 def _pass_a(tiles: _Tiles, shift) -> _Statistics:
-    """One product per tile. shift: the one offset under which every exp is safe, or None: stream the maxima instead."""
+    """One product per tile. shift: the one offset under which every exp is safe, or None: stream the maxima
+    instead."""
     dtype = tiles.accumulation
     lowest = dtype.min
 
@@ -203,7 +211,8 @@ def _pass_a(tiles: _Tiles, shift) -> _Statistics:
             column_maximum = column_maxima.read(j)
             new_column_maximum = tf.maximum(column_maximum, tf.reduce_max(a, 0))
             fresh_columns = tiles.columns.fresh(j, dtype)[:, tf.newaxis]
-            # Sums over a tile are products with the 0/1 weights: faster than reductions, and shared rows count once.
+            # Sums over a tile are products with the 0/1 weights: faster than reductions, and shared rows
+            # count once.
             if shift is not None:
                 e = tf.exp(a - shift)
                 sums += tf.matmul(e, fresh_columns)[:, 0]
@@ -244,7 +253,8 @@ def _pass_a(tiles: _Tiles, shift) -> _Statistics:
 
 
 def _pass_b(tiles: _Tiles, rows, columns, shift, positive_weight) -> tuple[tf.Tensor, tf.Tensor]:
-    """Three products per tile: with E = P + Q - 2 positive_weight I, returns E G [L, D] and E^T F [B, D] (own rows only)."""
+    """Three products per tile: with E = P + Q - 2 positive_weight I, returns E G [L, D] and E^T F [B, D]
+    (own rows only)."""
     dtype, product = tiles.accumulation, tiles.product
     width = tiles.images.shape[1] if tiles.images.shape[1] is not None else tf.shape(tiles.images)[1]
 
@@ -261,7 +271,8 @@ def _pass_b(tiles: _Tiles, rows, columns, shift, positive_weight) -> tuple[tf.Te
                 e = tf.exp(a - shift) * (tf.exp(shift - r) + tf.exp(shift - c))
             else:
                 e = tf.exp(a - r) + tf.exp(a - c)
-            # Subtracted here, not from the sums: where P_ii is nearly 1 the difference must survive bfloat16 products.
+            # Subtracted here, not from the sums: where P_ii is nearly 1 the difference must survive bfloat16
+            # products.
             index, inside = tiles.diagonal(i, j)
             e = tf.tensor_scatter_nd_sub(e, index, tf.where(inside, 2 * positive_weight, tf.zeros([], dtype)))
             e = tf.cast(e, product)
@@ -314,11 +325,12 @@ class _Problem:
     def _choose_shift(self, texts) -> None:
         """One offset K for every exp(A_ij - K) of the batch, and whether it is provably safe.
 
-        Every row and column holds its positive, so every log-sum-exp is at least d = min_i A_ii; by Cauchy-Schwarz no
-        logit exceeds b = s max|F_i| max|G_j|. With M the logarithm of the largest float (88.7 in float32) and
-        K = min(b, d + 0.62 M): no sum is below exp(-0.62 M), beside which everything that underflows is less than one
-        rounding, and nothing overflows if b - K + log B < M - 2. In float32 that covers any batch of unit rows up to
-        s = 66, and s = 100 unless a pair has a cosine below about -0.3. Otherwise the maxima are streamed.
+        Every row and column holds its positive, so every log-sum-exp is at least d = min_i A_ii; by Cauchy-Schwarz
+        no logit exceeds b = s max|F_i| max|G_j|. With M the logarithm of the largest float (88.7 in float32) and
+        K = min(b, d + 0.62 M): no sum is below exp(-0.62 M), beside which everything that underflows is less than
+        one rounding, and nothing overflows if b - K + log B < M - 2. In float32 that covers any batch of unit
+        rows up to s = 64, and s = 100 unless a pair has a cosine below about -0.3. Otherwise the maxima are
+        streamed.
         """
         images = tf.cast(self.images, self.dtype)
         texts = tf.cast(texts, self.dtype)
@@ -360,7 +372,8 @@ class _Problem:
         self.rows, self.columns = rows, columns
         loss = tf.reduce_sum(rows) + tf.reduce_sum(self._own(columns))
         loss -= 2 * (1 - self.smoothing) * tf.reduce_sum(positives)
-        # Label smoothing puts a / B on every pair of a row or column: the sum of all logits is s <sum F, sum G>.
+        # Label smoothing puts a / B on every pair of a row or column: the sum of all logits
+        # is s <sum F, sum G>.
         self.image_sum = tf.reduce_sum(tf.cast(self.images, self.dtype), 0)
         self.text_sum = tf.reduce_sum(tf.cast(self.all_texts, self.dtype), 0)
         loss -= 2 * self.smoothing / self.batch * self.scale * tf.reduce_sum(self.image_sum * self.text_sum)
@@ -424,25 +437,27 @@ def contrastive_loss(
     precision: str = "float32",
     collectives: Collectives | None = None,
 ) -> tf.Tensor:
-    """Two-direction softmax cross-entropy, the mean over the global batch (BASIC: (RowLoss_B + ColumnLoss_B) / 2).
+    """Two-direction softmax cross-entropy, the mean over the global batch as in BASIC.
 
     Differentiable in its first three arguments. Saves O(B x D + B) numbers for the gradient, never B x B.
 
     Args:
-      image_embeddings: [L, D] unit rows, this replica's pairs. float64 stays float64 throughout; bfloat16 is summed in
-        float32.
+      image_embeddings: [L, D] unit rows, this replica's pairs. float64 stays float64 throughout; bfloat16 is
+        summed in float32.
       text_embeddings: [L, D] unit rows; row i belongs to row i of the images.
       log_inverse_temperature: scalar log(1 / tau): a tensor or a variable.
-      tile: rows of the logits computed at once; columns follow so that a tile stays near 16 MiB. Or (rows, columns).
-        Neither has to divide the batch.
+      tile: rows of the logits computed at once; columns follow so that a tile stays near 16 MiB. Or (rows,
+        columns). Neither has to divide the batch.
       label_smoothing: the share a of each target spread evenly over the batch: (1 - a) I + a / B.
-      max_inverse_temperature: 1 / tau is cut off here (CLIP's bound), with the derivative of min: nothing above the
-        bound. So clip the variable itself after each update, else it stays where it is. None: no bound.
+      max_inverse_temperature: 1 / tau is cut off here (CLIP's bound), with the derivative of min: nothing
+        above the bound. So clip the variable itself after each update, else it stays where it is. None: no
+        bound.
       precision: "bfloat16" multiplies in bfloat16 and does the rest in float32.
       collectives: the runtime's data-parallel operations; None for a single replica.
 
     Returns:
-      A scalar, equal on all replicas. Its gradient is d loss / d own rows, and for the temperature this replica's
+      A scalar, equal on all replicas. Its gradient is d loss / d own rows, and for the temperature this
+      replica's
       share: sum parameter gradients over replicas, with no other factor.
 
     Raises:

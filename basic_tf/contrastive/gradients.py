@@ -1,0 +1,350 @@
+"""Algorithm 1 of BASIC (arXiv 2111.10050): the full-batch contrastive gradient under limited memory.
+
+A batch of B pairs is embedded in N microbatches of M without keeping activations (pass 1). The loss over all
+B rows gives its gradient with respect to every embedding, and to the temperature. Pass 2 embeds each
+microbatch once more with a tape and pulls its rows of that gradient back into the weights. The sum over
+microbatches is the gradient of the full batch: 1 / B is in the loss, and there is no other factor anywhere.
+
+It is exact because both passes compute the same function: random layers draw from (key, layer, index of the
+example in the global batch), and BatchNorm statistics come from fixed groups of examples and move once, in
+the caller's hand.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import tensorflow as tf
+
+from basic_tf.contrastive.loss import DEFAULT_TILE, Collectives, OneReplica
+from basic_tf.contrastive.loss import contrastive_loss_value_and_gradients as loss_value_and_gradients
+from basic_tf.randomness import Noise
+
+Rows = tf.Tensor | Callable[[tf.Tensor], tf.Tensor]
+
+
+class ContrastiveGradients(NamedTuple):
+    """One evaluation of the contrastive objective.
+
+    loss: scalar, the mean over the global batch, equal on all replicas.
+    gradients: this replica's share for each of the variables, dense, at least float32; the sum over replicas
+      is the gradient.
+    statistics: one tensor for each variable of `model.statistic_variables`, the mean over microbatches and
+    replicas,
+      for one call of `model.update_statistics`; empty unless BatchNorm is `ghost` and the tower is trained.
+    metrics: scalars over the global batch, see `basic_tf.contrastive.loss.LossAndGradients`.
+    """
+
+    loss: tf.Tensor
+    gradients: list[tf.Tensor]
+    statistics: list[tf.Tensor]
+    metrics: dict[str, tf.Tensor]
+
+
+class _Microbatches(NamedTuple):
+    """How the B rows of this replica are cut: `count` times `size` consecutive rows. `count` may be a
+    tensor."""
+
+    count: Any
+    size: Any
+
+    def rows(self, source: Rows, i) -> tf.Tensor:
+        if callable(source):
+            rows = source(i)
+            if rows.shape[0] is not None and isinstance(self.size, int) and rows.shape[0] != self.size:
+                raise ValueError(
+                    f"the function of the microbatch index returned {rows.shape[0]} rows; expected {self.size}, "
+                    "the size of a microbatch."
+                )
+            return rows
+        start = tf.concat([[i * self.size], tf.zeros([source.shape.rank - 1], tf.int32)], 0)
+        return tf.slice(source, start, [self.size, *([-1] * (source.shape.rank - 1))])
+
+
+class _Side:
+    """One tower and its projection: how it embeds rows, and which of the variables it trains.
+
+    A tower none of whose weights is trained runs in inference mode (its BatchNorm too). If its projection is
+    trained, and the model offers `<side>_features` and `project_<side>`, the features [B, width] are
+    computed once and kept.
+    """
+
+    def __init__(self, model, name: str, source: Rows, paths: list[str], training: bool):
+        self.source = source
+        # A variable without a known path may belong to either side.
+        other = {"image": "text_", "text": "image_"}[name]
+        own = [k for k, path in enumerate(paths) if path != _TEMPERATURE and not path.startswith(other)]
+        self.trained = own
+        tower_trained = any(not paths[k].startswith(f"{name}_projection/") for k in own)
+        self.training = training and tower_trained
+        self._embed = getattr(model, f"{name}_embeddings")
+        features, self.project = (
+            getattr(model, f"{name}_features", None),
+            getattr(model, f"project_{name}", None),
+        )
+        self.keeps_features = (
+            bool(own) and not tower_trained and features is not None and self.project is not None
+        )
+        self._first = features if self.keeps_features else self._embed
+        self.twice = bool(own) and not self.keeps_features
+
+    def embed(self, rows, noise: Noise | None):
+        """(unit rows, or features where those are kept, in the type of the model; statistics)."""
+        return self._first(rows, self.training, noise if self.training else None)
+
+
+class _Statistics:
+    """BatchNorm statistics as one row per microbatch: a loop can carry that before it knows how many there
+    are."""
+
+    def __init__(self, dtype: tf.DType):
+        self.dtype = dtype
+        self.like: list = []
+
+    def pack(self, statistics: list) -> tf.Tensor:
+        self.like = [(s.shape, s.dtype) for s in statistics]
+        flat = [tf.reshape(tf.cast(s, self.dtype), [-1]) for s in statistics]
+        return tf.concat([tf.zeros([0], self.dtype), *flat], 0)
+
+    def mean(self, rows: tf.Tensor, collectives: Collectives) -> list[tf.Tensor]:
+        if not self.like:
+            return []
+        mean = tf.reduce_mean(rows, 0)
+        if collectives.replicas > 1:
+            mean = collectives.sum(mean) / collectives.replicas
+        parts = tf.split(mean, [shape.num_elements() for shape, _ in self.like])
+        return [tf.cast(tf.reshape(part, shape), dtype) for part, (shape, dtype) in zip(parts, self.like)]
+
+
+_TEMPERATURE = "log_inverse_temperature"
+
+
+def _tensor_of(variable):
+    """The tf.Variable inside a Keras variable: what a tape knows."""
+    value = getattr(variable, "value", None)
+    return variable if value is None or callable(value) else value
+
+
+def _paths_of(parameters: dict, variables: list) -> list[str]:
+    """The parameter path of each variable; '' for one that the model does not list."""
+    paths = {id(_tensor_of(variable)): path for path, variable in parameters.items()}
+    return [paths.get(id(_tensor_of(v)), "") for v in variables]
+
+
+def _count_rows(images: Rows, token_ids: Rows, batch: int | None):
+    rows = [source for source in (images, token_ids) if not callable(source)]
+    sizes = {source.shape[0] for source in rows if source.shape[0] is not None} | ({batch} - {None})
+    if len(sizes) > 1:
+        raise ValueError(
+            f"images and token_ids must hold as many rows as each other (and as `batch`, if given); received "
+            f"{sizes}."
+        )
+    if sizes:
+        return sizes.pop()
+    if not rows:
+        raise ValueError(
+            "images and token_ids are both functions: pass `batch`, the number of pairs on this replica."
+        )
+    return tf.shape(rows[0])[0]
+
+
+def _cut(batch, microbatch: int | None) -> _Microbatches:
+    if microbatch is None:
+        return _Microbatches(1, batch)
+    if microbatch < 1:
+        raise ValueError(f"microbatch must be at least 1; received {microbatch}.")
+    if not isinstance(batch, int):
+        message = f"the number of pairs on a replica must be a multiple of the microbatch, {microbatch}"
+        with tf.control_dependencies([tf.debugging.assert_equal(batch % microbatch, 0, message)]):
+            return _Microbatches(batch // microbatch, microbatch)
+    if batch % microbatch:
+        divisors = [d for d in range(1, batch + 1) if batch % d == 0]
+        below, above = max(d for d in divisors if d < microbatch), min(d for d in divisors if d > microbatch)
+        raise ValueError(
+            f"{batch} pairs on a replica cannot be cut into microbatches of {microbatch}: the microbatch must "
+            f"divide {batch}. The nearest that do are {below} and {above}."
+        )
+    return _Microbatches(batch // microbatch, microbatch)
+
+
+def _for(count, body, state):
+    """body(i, *state) -> state for i below count, strictly one after the other: that is the point of
+    microbatches."""
+    return tf.while_loop(
+        lambda i, *_: i < count,
+        lambda i, *state: (i + 1, *body(i, *state)),
+        (tf.constant(0), *state),
+        parallel_iterations=1,
+    )[1:]
+
+
+def contrastive_gradients(
+    model,
+    images,
+    token_ids,
+    microbatch: int | None = None,
+    *,
+    noise_key: tf.Tensor | None = None,
+    first_example: tf.Tensor | int | None = None,
+    examples: tf.Tensor | None = None,
+    variables: list | None = None,
+    training: bool = True,
+    tile: int | tuple[int, int] = DEFAULT_TILE,
+    label_smoothing: float = 0.0,
+    max_inverse_temperature: float | None = 100.0,
+    precision: str = "float32",
+    collectives: Collectives | None = None,
+    reuse_last: bool = False,
+    batch: int | None = None,
+) -> ContrastiveGradients:
+    """The loss of the whole batch and its exact gradient, one microbatch in memory at a time (Algorithm 1).
+
+    Costs one forward more than a plain step (4/3); with one microbatch it is the plain step. The graph does
+    not grow with the number of microbatches. A tower none of whose weights is among `variables` runs once,
+    in inference mode.
+
+    Args:
+      model: a `DualEncoder`, or anything with its methods.
+      images: uint8 or float [B, H, W, 3], the rows of this replica; or a function of the microbatch index
+        (an int32 scalar tensor) that returns [microbatch, H, W, 3].
+      token_ids: int32 [B, T], or a function like that of the images.
+      microbatch: M, pairs embedded at once; it must divide B. None: all of them.
+      noise_key: uint32 [2] from `randomness.step_key`; None switches dropout and stochastic depth off.
+      first_example: index in the global batch of this replica's first row; None: replica index x B.
+      examples: int32 [B], the index of every row in the global batch, where the rows are not consecutive.
+      variables: what to differentiate; None: `model.trainable_variables`.
+      training: handed to the towers.
+      tile, label_smoothing, max_inverse_temperature, precision, collectives: see `contrastive_loss`.
+      reuse_last: keep the activations of the last microbatch through the loss, so that it runs once: 4N - 1
+        instead of 4N units of work, for a graph about twice as large and those activations held beside the
+        loss tiles.
+      batch: B, needed only where images and token_ids are both functions.
+
+    Raises:
+      ValueError: where the rows do not match, or the microbatch does not divide them.
+    """
+    collectives = collectives or OneReplica()
+    images, token_ids = (x if callable(x) else tf.convert_to_tensor(x) for x in (images, token_ids))
+    pairs = _count_rows(images, token_ids, batch)
+    cut = _cut(pairs, microbatch)
+    known = model.parameters()  # builds the model, before its variables are asked for
+    variables = list(model.trainable_variables if variables is None else variables)
+    paths = _paths_of(known, variables)
+    sources = [_tensor_of(v) for v in variables]
+    log_scale = tf.convert_to_tensor(_tensor_of(model.log_inverse_temperature))
+    dtype = log_scale.dtype
+    if examples is None:
+        first = collectives.replica_index() * pairs if first_example is None else first_example
+        examples = tf.cast(first, tf.int32) + tf.range(pairs)
+    sides = [_Side(model, "image", images, paths, training), _Side(model, "text", token_ids, paths, training)]
+    statistics = _Statistics(dtype)
+
+    def noise(i) -> Noise | None:
+        return None if noise_key is None else Noise(noise_key, cut.rows(examples, i))
+
+    def embed(side: _Side, i):
+        rows, found = side.embed(cut.rows(side.source, i), noise(i))
+        if rows.dtype == tf.float64 and dtype != tf.float64:
+            raise ValueError(
+                "the embeddings are float64 but log_inverse_temperature is float32: make both float64."
+            )
+        return tf.cast(rows, dtype), found
+
+    # Pass 1: rows of all microbatches, no tape.
+    one = isinstance(cut.count, int) and cut.count == 1
+    hold = (one or reuse_last) and any(side.twice for side in sides)
+    looped = cut.count - 1 if hold else cut.count
+
+    def first_pass(i, *arrays):
+        outcomes = [embed(side, i) for side in sides]
+        packed = statistics.pack([s for _, found in outcomes for s in found])
+        return [
+            array.write(i, rows) for array, rows in zip(arrays, [*(rows for rows, _ in outcomes), packed])
+        ]
+
+    parts: list[list[tf.Tensor]] = [[], [], []]  # image rows, text rows, packed statistics
+    if not (hold and one):
+        arrays = [tf.TensorArray(dtype, looped, infer_shape=False) for _ in range(3)]
+        arrays = _for(looped, first_pass, arrays)
+        parts = [[arrays[0].concat()], [arrays[1].concat()], [arrays[2].stack()]]
+    held: dict[_Side, tuple[tf.GradientTape, tf.Tensor]] = {}
+    if hold:
+        found_last = []
+        for side, part in zip(sides, parts):
+            with tf.GradientTape() as tape:
+                rows, found = embed(side, cut.count - 1)
+            part.append(rows)
+            found_last += found
+            if side.twice:
+                held[side] = tape, rows
+        parts[2].append(statistics.pack(found_last)[tf.newaxis])
+    tables = [tf.concat(part, 0) if len(part) > 1 else part[0] for part in parts]
+    statistic_rows = tables.pop()
+
+    embeddings, projection_tapes = [], {}
+    for side, table in zip(sides, tables):
+        if side.keeps_features:
+            with tf.GradientTape() as tape:
+                table = tf.cast(side.project(table), dtype)
+            projection_tapes[side] = tape, table
+        # The arrays of a loop do not know their shape; the loss and its tiles like to.
+        embeddings.append(tf.reshape(table, [pairs, table.shape[-1] or tf.shape(table)[-1]]))
+
+    value = loss_value_and_gradients(
+        *embeddings,
+        log_scale,
+        tile=tile,
+        label_smoothing=label_smoothing,
+        max_inverse_temperature=max_inverse_temperature,
+        precision=precision,
+        collectives=collectives,
+    )
+    upstream = dict(zip(sides, (value.image_embeddings, value.text_embeddings)))
+
+    # Pass 2: pull the rows of the loss gradient back, one microbatch at a time.
+    accumulators = [tf.zeros(v.shape, tf.float64 if v.dtype == tf.float64 else tf.float32) for v in variables]
+
+    def add(accumulators, side: _Side, tape: tf.GradientTape, target, output_gradient):
+        accumulators = list(accumulators)
+        own = [sources[k] for k in side.trained]
+        found = tape.gradient(target, own, output_gradients=tf.cast(output_gradient, target.dtype))
+        for k, gradient in zip(side.trained, found):
+            if gradient is not None:  # embedding tables give IndexedSlices: dense from here on
+                accumulators[k] += tf.cast(tf.convert_to_tensor(gradient), accumulators[k].dtype)
+        return accumulators
+
+    def second_pass(i, *accumulators):
+        for side in sides:
+            if not side.twice:
+                continue
+            # The towers take turns, so that the activations of one of them are alive at a time.
+            with tf.control_dependencies(list(accumulators)):
+                rows = tf.identity(cut.rows(side.source, i))
+            with tf.GradientTape() as tape:
+                target, _ = side.embed(rows, noise(i))
+            accumulators = add(accumulators, side, tape, target, cut.rows(upstream[side], i))
+        return accumulators
+
+    for side, (tape, rows) in held.items():
+        accumulators = add(accumulators, side, tape, rows, cut.rows(upstream[side], cut.count - 1))
+    for side, (tape, rows) in projection_tapes.items():
+        accumulators = add(accumulators, side, tape, rows, upstream[side])
+    if not (hold and one) and any(side.twice for side in sides):
+        accumulators = _for(looped, second_pass, accumulators)
+    gradients = list(accumulators)
+    if _TEMPERATURE in paths:
+        k = paths.index(_TEMPERATURE)
+        gradients[k] += tf.cast(value.log_inverse_temperature, gradients[k].dtype)
+    for gradient, variable in zip(gradients, variables):
+        gradient.set_shape(variable.shape)
+    return ContrastiveGradients(
+        value.loss, gradients, statistics.mean(statistic_rows, collectives), value.metrics
+    )
+
+
+def microbatched_gradients(
+    model, images, token_ids, microbatch: int | None = None, **options
+) -> tuple[tf.Tensor, list[tf.Tensor]]:
+    """(loss, gradients in the order of `model.trainable_variables`); arguments as for
+    `contrastive_gradients`."""
+    result = contrastive_gradients(model, images, token_ids, microbatch, **options)
+    return result.loss, result.gradients
