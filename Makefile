@@ -17,12 +17,12 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lint format tensorboard lock
+.PHONY: help setup demo demo-results test test-slow lint format tensorboard lock
 
 help: ## this list
 	@echo "basic_tf: train, evaluate and export image-text models after BASIC (arXiv 2111.10050)"
 	@grep -hE '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | \
-	  awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	  awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
 
 setup: $(READY) ## the virtual environment in .venv, with the exact requirements
 
@@ -46,16 +46,22 @@ $(EMOJI)/train.json: | $(READY)
 $(EMOJI)/tokenizer.model: $(EMOJI)/train.json | $(READY)
 	$(BIN)/python tools/train_tokenizer.py --input=$(EMOJI)/train.json --output=$@ --vocabulary_size=4000 --allow_smaller
 
+# Training passes over finished stages by itself. What follows is made again when a stage has finished since.
+newer = $(shell test -e $(1) && test -z "$$(find $(RUN) -name finished.json -newer $(1) 2>/dev/null)" && echo yes)
+
 demo: $(READY) $(EMOJI)/train.json $(EMOJI)/tokenizer.model ## real pictures to a zero-shot classifier: data, three stages, evaluation, export
 	$(BIN)/python -m basic_tf.train --gin_file=gin/runs/demo.gin --model_dir=$(RUN) --mode=train_and_eval
-	$(BIN)/python -m basic_tf.evaluate --gin_file=gin/runs/demo.gin --model_dir=$(RUN)
-	$(BIN)/python -m basic_tf.export --model_dir=$(RUN) --output_dir=$(RUN)/saved_model
-	$(BIN)/python -m basic_tf.predict --saved_model=$(RUN)/saved_model --images=$(EMOJI)/samples \
-	  --classes="a cat,a red heart,a pizza,a rocket,a tree"
+	@$(MAKE) --no-print-directory demo-results
+
+demo-results: $(READY) ## the part of the demo that follows training
+	$(if $(call newer,$(RUN)/results.json),,$(BIN)/python -m basic_tf.evaluate --model_dir=$(RUN) --data_dir=$(EMOJI))
+	$(if $(call newer,$(RUN)/saved_model/saved_model.pb),,$(BIN)/python -m basic_tf.export --model_dir=$(RUN) --overwrite)
+	$(BIN)/python -m basic_tf.predict --saved_model=$(RUN)/saved_model \
+	  --classes="cat,red heart,pizza,rocket,tree,violin" $(EMOJI)/samples
 	@echo
-	@echo "Results:      $(RUN)/results.md and $(RUN)/results.json"
-	@echo "Curves:       make tensorboard"
-	@echo "SavedModel:   $(RUN)/saved_model"
+	@echo "Results:     $(RUN)/results.md, results.json and pictures beside them"
+	@echo "SavedModel:  $(RUN)/saved_model"
+	@echo "TensorBoard: make tensorboard (http://localhost:6006)"
 
 test: $(READY) ## the tests, but for the slow ones (minutes; offline)
 	$(BIN)/python -m pytest -m "not slow" $(ARGS)

@@ -1,8 +1,10 @@
 """The project as a whole: what its documents and settings promise about its files."""
 
 import ast
+import importlib.metadata
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -63,6 +65,33 @@ def test_requirements_are_exact_and_in_the_lock():
     assert not wrong, f"requirements.txt and requirements.lock differ (run `make lock`): {wrong}"
 
 
+def third_party_imports() -> dict[str, str]:
+    """{top-level module: one file that imports it}, of everything but tests."""
+    found = {}
+    for path in [*(ROOT / "basic_tf").rglob("*.py"), *(ROOT / "tools").rglob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                modules = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                modules = [node.module]
+            else:
+                continue
+            for module in modules:
+                found.setdefault(module.split(".")[0], str(path.relative_to(ROOT)))
+    return {name: file for name, file in found.items() if name not in sys.stdlib_module_names | {"basic_tf"}}
+
+
+def test_what_is_imported_is_required():
+    direct = pins(ROOT / "requirements.txt")
+    distributions = importlib.metadata.packages_distributions()
+    missing = []
+    for module, file in third_party_imports().items():
+        owners = {re.sub(r"[-_.]+", "-", name).lower() for name in distributions.get(module, [])}
+        if not owners & set(direct):
+            missing.append(f"{file} imports {module}, from {sorted(owners)}: not in requirements.txt")
+    assert not missing, "\n".join(missing)
+
+
 def make_targets() -> set[str]:
     return set(re.findall(r"^([a-z][a-z-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE))
 
@@ -79,7 +108,7 @@ def test_documents_name_only_what_exists():
     missing = []
     for path in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]:
         text = path.read_text()
-        code = re.findall(r"```.*?```|`[^`\n]+`", text, re.DOTALL)
+        code = re.findall(r"```.*?```|`[^`\n]+`|^ {4}\S[^\n]*$", text, re.DOTALL | re.MULTILINE)
         for span in code:
             for target in re.findall(r"\bmake ([a-z][a-z-]*)", span):
                 if target not in make_targets():
@@ -94,6 +123,27 @@ def test_documents_name_only_what_exists():
             if not (path.parent / link).exists():
                 missing.append(f"{path.name}: link to {link}")
     assert not missing, "\n".join(missing)
+
+
+def test_the_readme_writes_a_dataset_that_can_be_read(tmp_path, monkeypatch):
+    import numpy as np
+    from PIL import Image
+
+    from basic_tf.data import records
+
+    (program,) = (
+        block
+        for block in re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+        if "RecordWriter" in block
+    )
+    monkeypatch.chdir(tmp_path)
+    for name in re.findall(r"\w+\.(?:jpg|png)", program):
+        Image.fromarray(np.zeros((5, 7, 3), np.uint8)).save(name)
+    exec(compile(program, "README.md", "exec"), {})
+    source = records.RecordSource.open("data/mine/train.json")
+    found = [records.parse_example(payload) for payload in source.read(np.arange(source.count))]
+    assert {record.captions for record in found} == {("a cat on a mat",), ("an old tree",)}
+    assert all(record.image == Path(record.id).read_bytes() for record in found)
 
 
 def rooms() -> dict[str, set[str] | None]:
