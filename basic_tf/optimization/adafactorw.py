@@ -212,7 +212,7 @@ class AdaFactorW:
             step = self._step.read_value()
         if self.global_clip_norm is not None:
             norm = global_norm(list(by_path.values()))
-            scale = self.global_clip_norm / tf.maximum(norm, tf.cast(self.global_clip_norm, norm.dtype))
+            scale = self.global_clip_norm / tf.maximum(norm, tf.constant(self.global_clip_norm, norm.dtype))
             by_path = {path: gradient * tf.cast(scale, gradient.dtype) for path, gradient in by_path.items()}
         rate = self.learning_rate(step)
         noise_key = randomness.step_key(self._seed, step) if self.rule.stochastic else None

@@ -13,10 +13,8 @@ from collections.abc import Iterable, Sequence
 MODEL_AXIS = "model"
 SMALLEST_SHARDED = 16_384
 
-# What a kernel or an embedding table is called: the last part of its path.
-_DECAYED = re.compile(
-    r"(.*/)?([^/]*kernel|[^/]*embeddings?|positions|[^/]*embeddings?/(table|positions|weights?))"
-)
+# A kernel is called a kernel; an embedding is called one, or is a table of a layer that is called one.
+_DECAYED = re.compile(r"(.*/)?([^/]*kernel|[^/]*embeddings?(/[^/]+)?|positions|tokens)")
 _NEVER_DECAYED = re.compile(r"(.*/)?[^/]*relative[^/]*(/.*)?")
 
 

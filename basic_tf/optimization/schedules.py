@@ -139,28 +139,30 @@ class Schedule:
         step = tf.cast(step, tf.int64)
         # Differences in integers first: float32 counts exactly to 16.7 million only.
         after = tf.cast(tf.maximum(step - self.warmup, 0), tf.float32)
-        rate = self._decayed(after)
+        span = max(self.total_steps - self.warmup, 1)
+        left = tf.cast(tf.clip_by_value(self.total_steps - step, 0, span), tf.float32) / span
+        rate = self._decayed(after, left)
         if self.cooldown_steps:
-            start = self.total_steps - self.warmup - self.cooldown_steps
-            share = tf.clip_by_value((after - start) / self.cooldown_steps, 0.0, 1.0)
-            at_start = self._decayed(tf.minimum(after, float(start)))
-            rate = at_start + (self.end_value - at_start) * share
+            start = float(self.total_steps - self.warmup - self.cooldown_steps)
+            share = tf.minimum(left * (span / self.cooldown_steps), 1.0)
+            rate = self.end_value + (self._decayed(tf.minimum(after, start), left) - self.end_value) * share
         if self.warmup:
             rising = self.peak * tf.cast(step + 1, tf.float32) / self.warmup
             rate = tf.where(step < self.warmup, rising, rate)
         return rate
 
-    def _decayed(self, after: tf.Tensor) -> tf.Tensor:
-        """The rate `after` steps behind the warm-up, without cool-down."""
+    def _decayed(self, after: tf.Tensor, left: tf.Tensor) -> tf.Tensor:
+        """The rate without warm-up and cool-down. after: steps behind the warm-up; left: 1 - p."""
         if self.shape == "constant":
             return tf.fill(tf.shape(after), tf.constant(self.peak, tf.float32))
         if self.shape == "rsqrt":
             scale = float(self.timescale or max(self.warmup, 1))
             return tf.maximum(self.peak * tf.math.rsqrt(1.0 + after / scale), self.end_value)
-        progress = tf.minimum(after / max(self.total_steps - self.warmup, 1), 1.0)
-        if self.shape == "linear":
-            return self.peak + (self.end_value - self.peak) * progress
-        return self.end_value + (self.peak - self.end_value) * 0.5 * (1.0 + tf.cos(math.pi * progress))
+        if self.shape == "cosine":
+            left = tf.square(
+                tf.sin(0.5 * math.pi * left)
+            )  # (1 + cos(pi p)) / 2, without cancellation near p = 1
+        return self.end_value + (self.peak - self.end_value) * left
 
 
 def schedule(

@@ -36,6 +36,11 @@ ROWS = "second_moment_rows"
 COLUMNS = "second_moment_columns"
 
 
+def _scalar(number, dtype: tf.DType) -> tf.Tensor:
+    """A number in the arithmetic's dtype. (`tf.cast` rounds a Python number to float32 first.)"""
+    return tf.cast(number, dtype) if tf.is_tensor(number) else tf.constant(number, dtype)
+
+
 @dataclasses.dataclass(frozen=True)
 class UpdateRule:
     """What the update is, without learning rate and decay, which differ between parameters.
@@ -137,7 +142,7 @@ class UpdateRule:
         exists.
         """
         dtype = squared.dtype
-        keep, add = tf.cast(beta2, dtype), tf.cast(1.0 - beta2, dtype)
+        keep, add = _scalar(beta2, dtype), _scalar(1.0 - beta2, dtype)
         if SECOND_MOMENT in values:
             full = keep * tf.cast(values[SECOND_MOMENT], dtype) + add * squared
             return {SECOND_MOMENT: full}, (tf.sqrt(full),)
@@ -231,12 +236,12 @@ class UpdateRule:
         dtype = slots.arithmetic_dtype(value.dtype)
         direction, new = self.direction(path, tf.cast(gradient, dtype), values, step)
         wide = tf.cast(value, dtype)
-        rate = tf.cast(learning_rate, dtype)
+        rate = _scalar(learning_rate, dtype)
         # A Python zero is skipped, so that an undecayed weight costs nothing.
         decayed = (
             direction
             if isinstance(weight_decay, (int, float)) and weight_decay == 0
-            else direction + tf.cast(weight_decay, dtype) * wide
+            else direction + _scalar(weight_decay, dtype) * wide
         )
         new_value = rounding.narrow(wide - rate * decayed, value.dtype, self.weight_rounding, noise_key, path)
         narrowed = {

@@ -1,5 +1,6 @@
 """An exponential moving average of the weights, for evaluation and export."""
 
+import math
 from collections.abc import Mapping
 
 import tensorflow as tf
@@ -92,7 +93,7 @@ class WeightAverage:
             value = tf.convert_to_tensor(average)
             if self.warm_up == "zero_debiased":
                 count = tf.cast(step, value.dtype)
-                log_decay = tf.math.log(tf.constant(self.decay, value.dtype))
+                log_decay = math.log(self.decay) if self.decay else -math.inf
                 share = -tf.math.expm1(count * log_decay)
                 weight = tf.cast(tf.convert_to_tensor(self._parameters[path]), value.dtype)
                 value = tf.where(count > 0, value / tf.where(count > 0, share, tf.ones_like(share)), weight)

@@ -70,7 +70,16 @@ def adafactorw(
 
 
 def big_vision(
-    value, gradients, rates, beta1=0.9, beta2=0.999, decay=0.0, eps=1e-30, clip=None, bfloat16=False, smallest=32
+    value,
+    gradients,
+    rates,
+    beta1=0.9,
+    beta2=0.999,
+    decay=0.0,
+    eps=1e-30,
+    clip=None,
+    bfloat16=False,
+    smallest=32,
 ):
     """Scaling ViT's modified Adafactor: normalise, clip, then average the normalised updates."""
     value, moment = value.astype(np.float64), np.zeros(value.shape)
