@@ -34,8 +34,9 @@ $(READY): requirements.txt requirements.lock
 	@echo "Setting up $(VENV): about 1 GB to download, 2 to 5 minutes."
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -c requirements.lock \
-	  || { echo "make: the requirements were not installed; pip's own words are above. If the package registry cannot be" \
-	       "reached, name another one (PIP_INDEX_URL=... make setup) or a folder of wheels (PIP_FIND_LINKS=... make setup)." >&2; exit 1; }
+	  || { echo "make: the requirements were not installed. pip's own words are above; a package registry that cannot be" \
+	       "reached also looks like 'no matching distribution' or 'conflicting dependencies'. Name another registry" \
+	       "(PIP_INDEX_URL=... make setup) or a folder of wheels (PIP_FIND_LINKS=... make setup)." >&2; exit 1; }
 	@$(BIN)/python -m pip check
 	@touch $@
 
