@@ -36,18 +36,21 @@ flags.DEFINE_bool("retrieval", True, "Also evaluate retrieval where the folder h
 flags.DEFINE_integer("batch_size", 64, "Pictures or sentences a batch.", 1)
 
 
+def flag_problem(arguments: list[str]) -> str | None:
+    """What is wrong with the command line, said before TensorFlow is loaded."""
+    if arguments:
+        return f"unexpected arguments {' '.join(arguments)}: everything is a --flag here"
+    if bool(FLAGS.model_dir) == bool(FLAGS.saved_model):
+        return "pass either --model_dir (a run folder) or --saved_model (an exported folder)"
+    if not FLAGS.data_dir:
+        return "--data_dir is missing: the folder with test_*.json and their records"
+    if not (FLAGS.output_dir or FLAGS.model_dir):
+        return "--output_dir is missing: with --saved_model there is no run folder for the results"
+    return None
+
+
 def run() -> None:
     """The whole recipe."""
-    if bool(FLAGS.model_dir) == bool(FLAGS.saved_model):
-        raise ValueError("pass either --model_dir (a run folder) or --saved_model (an exported folder)")
-    if not FLAGS.data_dir:
-        raise ValueError("--data_dir is missing: the folder with test_*.json and their records")
-    output_dir = FLAGS.output_dir or FLAGS.model_dir
-    if not output_dir:
-        raise ValueError(
-            "--output_dir is missing: with --saved_model there is no run folder to write the results to"
-        )
-
     from basic_tf.evaluation import encoder as encoders
     from basic_tf.evaluation import prompts, report, suite
     from basic_tf.serving.saved_model import versions
@@ -64,7 +67,8 @@ def run() -> None:
         templates = (
             prompts.load_templates(FLAGS.templates) if FLAGS.templates else encoder.metadata["templates"]
         )
-        provenance = {"model": FLAGS.saved_model, **encoder.metadata["provenance"]}
+        origin = {key: value for key, value in encoder.metadata["provenance"].items() if key != "config"}
+        provenance = {"model": FLAGS.saved_model, **origin}
 
     described = prompts.load_templates(FLAGS.described_templates) if FLAGS.described_templates else None
     results = suite.run(
@@ -78,6 +82,7 @@ def run() -> None:
         say=lambda line: print(line, flush=True),
     )
     provenance |= {"data": FLAGS.data_dir, "temperature": encoder.temperature, "versions": versions()}
+    output_dir = FLAGS.output_dir or FLAGS.model_dir
     report.write(results, output_dir, FLAGS.data_dir, provenance)
     print(
         f"{results.seconds:.0f} s; wrote {output_dir}/results.json, results.md, accuracy.png, predictions.png"
@@ -86,11 +91,16 @@ def run() -> None:
 
 def main(argv: list[str]) -> int:
     """Runs, and turns what a person can mend into one line."""
+    problem = flag_problem(argv[1:])
+    if problem:
+        print(f"evaluate: {problem}", file=sys.stderr)
+        return 2
+    from basic_tf.data import records
+    from basic_tf.training import checkpoints
+
     try:
-        if argv[1:]:
-            raise ValueError(f"unexpected arguments {' '.join(argv[1:])}: everything is a --flag here")
         run()
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, checkpoints.CheckpointError, records.DamagedDataError) as error:
         print(f"evaluate: {error}", file=sys.stderr)
         return 2
     return 0

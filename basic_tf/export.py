@@ -27,10 +27,17 @@ flags.DEFINE_string(
 flags.DEFINE_bool("overwrite", False, "Replace the folder if it exists.")
 
 
+def flag_problem(arguments: list[str]) -> str | None:
+    """What is wrong with the command line, said before TensorFlow is loaded."""
+    if arguments:
+        return f"unexpected arguments {' '.join(arguments)}: everything is a --flag here"
+    if not FLAGS.model_dir:
+        return "--model_dir is missing: the run folder of basic_tf.train"
+    return None
+
+
 def run() -> None:
     """The whole recipe."""
-    if not FLAGS.model_dir:
-        raise ValueError("--model_dir is missing: the run folder of basic_tf.train")
     output_dir = FLAGS.output_dir or f"{FLAGS.model_dir.rstrip('/')}/saved_model"
 
     from basic_tf.evaluation import prompts
@@ -56,11 +63,15 @@ def run() -> None:
 
 def main(argv: list[str]) -> int:
     """Runs, and turns what a person can mend into one line."""
+    problem = flag_problem(argv[1:])
+    if problem:
+        print(f"export: {problem}", file=sys.stderr)
+        return 2
+    from basic_tf.training import checkpoints
+
     try:
-        if argv[1:]:
-            raise ValueError(f"unexpected arguments {' '.join(argv[1:])}: everything is a --flag here")
         run()
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, checkpoints.CheckpointError) as error:
         print(f"export: {error}", file=sys.stderr)
         return 2
     return 0

@@ -123,10 +123,10 @@ def open_retrieval(data_dir: str) -> RetrievalSet | None:
 
 def class_texts(metadata: dict, path: str) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...] | None]:
     """Class names, and the richer texts of each class (None unless every class has some)."""
-    entries = metadata.get("classes")
+    entries = metadata.get("classes") or metadata.get("label_names")
     if not isinstance(entries, list) or not entries:
         raise ValueError(
-            f"{path}: expected `classes`, a list of names or of {{name, described}}, in the dataset's json"
+            f"{path}: expected `classes` (or `label_names`), a list of names or of {{name, described}}"
         )
     names, described = [], []
     for index, entry in enumerate(entries):

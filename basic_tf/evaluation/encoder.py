@@ -94,9 +94,15 @@ class _BatchedEncoder:
             try:
                 self._encode_bytes(tf.constant([image] * self.batch_size, tf.string))
             except tf.errors.InvalidArgumentError as error:
-                reason = str(error.message).split("[Op:")[0].split("\n")[0].split("}} ")[-1].strip()
-                return f"picture {start + row} ({len(image)} bytes) cannot be decoded: {reason}"
+                return f"picture {start + row} ({len(image)} bytes) cannot be decoded: {_reason(error)}"
         return f"pictures {start}..{start + len(batch) - 1} fail together, though each can be encoded alone"
+
+
+def _reason(error: tf.errors.OpError) -> str:
+    """The one line of a graph's error that says what was wrong; the rest says where in the graph."""
+    lines = str(error.message).split("\n\t [[")[0].splitlines()
+    line = lines[-1].split("}} ")[-1] if lines else "no reason given"
+    return line.removeprefix("assertion failed: ").strip()
 
 
 class ModelEncoder(_BatchedEncoder):

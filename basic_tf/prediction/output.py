@@ -1,9 +1,9 @@
 """What predict.py shows: a table, JSON, or a sheet of pictures."""
 
+import itertools
 import json
 from collections.abc import Sequence
 
-import tensorflow as tf
 from rich import box
 from rich.console import Console
 from rich.markup import escape
@@ -96,35 +96,52 @@ def _dump(value) -> str:
 
 def write_sheet(path: str, items: Sequence[Prediction | Match], title: str, limit: int = 60) -> None:
     """A PNG with each picture and its answer under it; the first `limit` items."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    from basic_tf.evaluation.pictures import shortened
+    # Matplotlib takes a second to import, and most calls want no sheet.
+    from basic_tf.evaluation.pictures import PLAIN, cell_figure, save, shortened
 
     shown = list(items[:limit])
-    columns = min(5, max(1, len(shown)))
+    columns = min(6, max(2, len(shown)))
     rows = -(-len(shown) // columns)
-    figure = Figure(figsize=(2.2 * columns, 2.75 * rows + 0.5), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
-    figure.suptitle(shortened(printable(title), 16 * columns), fontsize=12)
-    axes = figure.subplots(rows, columns, squeeze=False).ravel()
-    for axis in axes:
+    if len(items) > limit:
+        title = f"{title} (the first {limit} of {len(items)})"
+    title = shortened(printable(title), 16 * columns)
+    figure, cells = cell_figure(rows, columns, title, side=1.7, above=0.28, below=0.62, left=0.16)
+    for axis, item in itertools.zip_longest(cells.ravel(), shown):
         axis.axis("off")
-    for axis, item in zip(axes, shown):
+        if item is None:
+            continue
         if item.thumbnail is not None:
-            axis.imshow(item.thumbnail, interpolation="nearest" if item.thumbnail.width <= 64 else None)
-        axis.set_title(shortened(printable(item.path.rsplit("/", 1)[-1]), 24), fontsize=8, color="#555555")
-        axis.text(0.5, -0.06, _caption(item), transform=axis.transAxes, ha="center", va="top", fontsize=8)
-    with tf.io.gfile.GFile(path, "wb") as file:
-        figure.savefig(file, format="png")
+            axis.imshow(
+                item.thumbnail, interpolation="nearest" if item.thumbnail.width <= 64 else "antialiased"
+            )
+        axis.text(
+            0.5,
+            1.03,
+            shortened(printable(item.path.rsplit("/", 1)[-1]), 26),
+            transform=axis.transAxes,
+            ha="center",
+            fontsize=8,
+            color="#57606a",
+            **PLAIN,
+        )
+        lines = _caption(item)
+        for line, text in enumerate(lines):
+            axis.annotate(
+                shortened(text, 28),
+                (0.5, 0),
+                (0, -4 - 11 * line),
+                xycoords="axes fraction",
+                textcoords="offset points",
+                ha="center",
+                va="top",
+                fontsize=8,
+                fontweight="bold" if line == 0 else "normal",
+                **PLAIN,
+            )
+    save(figure, path)
 
 
-def _caption(item: Prediction | Match) -> str:
-    from basic_tf.evaluation.pictures import shortened
-
+def _caption(item: Prediction | Match) -> list[str]:
     if isinstance(item, Match):
-        return f"similarity {item.similarity:.3f}"
-    return "\n".join(
-        f"{shortened(printable(name), 18)}  {_percent(p)}"
-        for name, p in zip(item.classes, item.probabilities[:3])
-    )
+        return [f"similarity {item.similarity:.3f}"]
+    return [f"{printable(name)[:20]}  {_percent(p)}" for name, p in zip(item.classes[:3], item.probabilities)]

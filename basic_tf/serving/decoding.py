@@ -1,4 +1,5 @@
-"""The evaluation's view of a picture as graph operations: the twin of `data.images` without its random choices.
+"""The evaluation's view of a picture as graph operations: the twin of `data.images` without its random
+choices.
 
 A SavedModel cannot hold Python, so what `ImageAugmentation.evaluation()` does to a file (decode, composite on
 white, cut the central window, resize) is written here once more in TensorFlow operations. Tests hold the two
@@ -34,7 +35,7 @@ def decode_batch(encoded: tf.Tensor, view: ImageAugmentation) -> tf.Tensor:
     known |= _starts(encoded, b"RIFF")
     check = tf.debugging.Assert(
         tf.reduce_all(known),
-        ["these rows are not JPEG, PNG, GIF, BMP or WebP pictures:", tf.reshape(tf.where(~known), [-1])],
+        ["not a JPEG, PNG, GIF, BMP or WebP picture; rows:", tf.reshape(tf.where(~known), [-1])],
         summarize=20,
     )
     with tf.control_dependencies([check]):
@@ -172,7 +173,9 @@ def _span(centre: tf.Tensor, length: tf.Tensor, limit: tf.Tensor, size: int):
 
 
 def _resize(picture: tf.Tensor, height: tf.Tensor, width: tf.Tensor) -> tf.Tensor:
-    """uint8 [h, w, 3] -> uint8 [height, width, 3]: bilinear; area means where it shrinks more than twofold."""
+    """uint8 [h, w, 3] -> uint8 [height, width, 3]: bilinear; area means where it shrinks more than
+    twofold.
+    """
     shape, target = tf.shape(picture), tf.stack([height, width])
     shrinks = (shape[0] > 2 * height) | (shape[1] > 2 * width)
     resized = tf.cond(

@@ -16,7 +16,28 @@ from basic_tf.towers.text_transformer import TextTransformer
 
 SIZE = 32
 TEMPLATES = ("{}", "a picture of a {}", "{} on white")
-WORDS = "red green blue apple cat dog house tree a the of picture on white small large sun moon car fish".split()
+WORDS = [
+    "red",
+    "green",
+    "blue",
+    "apple",
+    "cat",
+    "dog",
+    "house",
+    "tree",
+    "a",
+    "the",
+    "of",
+    "picture",
+    "on",
+    "white",
+    "small",
+    "large",
+    "sun",
+    "moon",
+    "car",
+    "fish",
+]
 
 
 @pytest.fixture(scope="session")
@@ -47,7 +68,9 @@ def tokenizer(tokenizer_file):
 
 @pytest.fixture(scope="session")
 def model(tokenizer):
-    table = CoAtNetTable((2, 8), (("mbconv", 1, 8), ("mbconv", 1, 16), ("attention", 1, 32), ("attention", 1, 32)), 16)
+    table = CoAtNetTable(
+        (2, 8), (("mbconv", 1, 8), ("mbconv", 1, 16), ("attention", 1, 32), ("attention", 1, 32)), 16
+    )
     image_tower = CoAtNet(table, image_size=SIZE)
     text_tower = TextTransformer(
         vocabulary_size=tokenizer.vocabulary_size, length=12, width=16, layers=1, heads=2
@@ -56,7 +79,7 @@ def model(tokenizer):
     model.build()
     # Initial weights of 0.02 give all pictures nearly the same embedding; larger ones tell them apart.
     rng = np.random.default_rng(0)
-    for path, weight in model.parameters().items():
+    for weight in model.parameters().values():
         if len(weight.shape) > 1:
             weight.assign(rng.normal(0, 0.3, weight.shape))
     return model
@@ -64,7 +87,9 @@ def model(tokenizer):
 
 @pytest.fixture(scope="session")
 def view():
-    """Preprocessing that is not trivial: a central window, and pictures that are not square stay undistorted."""
+    """Preprocessing that is not trivial: a central window, and pictures that are not square stay
+    undistorted.
+    """
     return ImageAugmentation(output_size=SIZE, scale=(0.8, 0.9), fit="pad")
 
 

@@ -107,11 +107,14 @@ def test_first_frame_of_an_animation():
 
 def test_rows_that_are_no_pictures_are_all_named():
     rows = tf.constant([CASES["png"], b"hello", CASES["jpeg"], b"", b"<svg/>"])
-    with pytest.raises(tf.errors.InvalidArgumentError, match=r"(?s)these rows are not.*\[1 3 4\]"):
-        decoding.decode_batch(rows, decoding.evaluation_view(8))
+    decode = tf.function(lambda rows: decoding.decode_batch(rows, decoding.evaluation_view(8)))
+    with pytest.raises(tf.errors.InvalidArgumentError, match=r"not a JPEG, PNG, .*; rows:\] \[1 3 4\]"):
+        decode(rows)
 
 
-@pytest.mark.parametrize("stump", [CASES["png"][:20], CASES["png"][:60], CASES["jpeg"][:150], b"\xff\xd8\xff", b"BM"])
+@pytest.mark.parametrize(
+    "stump", [CASES["png"][:20], CASES["png"][:60], CASES["jpeg"][:150], b"\xff\xd8\xff", b"BM"]
+)
 def test_truncated_pictures_fail(stump):
     with pytest.raises(tf.errors.InvalidArgumentError):
         decoding.decode_batch(tf.constant([stump]), decoding.evaluation_view(8))
