@@ -4,9 +4,10 @@ r"""Trains a SentencePiece model on text files or on the captions of a dataset.
   python tools/train_tokenizer.py --input=data/emoji/train.json --output=data/emoji/tokenizer.model \
       --vocabulary_size=4000 --allow_smaller
 
-Ids: 0 <pad>, 1 <unk>; no begin and end tokens. Case and Unicode variants are folded by SentencePiece's own normaliser
-(nmt_nfkc_cf), which travels inside the model. The same text and flags give the same model, byte for byte.
-The last line printed is one JSON object: output, vocabulary_size, sentences, characters, mean_tokens.
+Ids: 0 <pad>, 1 <unk>; no begin and end tokens. Case and Unicode variants are folded by SentencePiece's own
+normaliser (nmt_nfkc_cf), which travels inside the model. The same text and flags give the same model, byte
+for byte. The last line printed is one JSON object: output, vocabulary_size, sentences, characters,
+mean_tokens.
 """
 
 import io
@@ -42,11 +43,8 @@ _MAXIMUM = flags.DEFINE_integer(
 _READ_AT_ONCE = 4096
 _REPORT_SECONDS = 5.0
 
-# SentencePiece's complaints when a text cannot fill the vocabulary; the number is the largest possible size.
-_TOO_LARGE = (
-    re.compile(r"Please set it to a value <= (\d+)"),
-    re.compile(r"(?:smaller than|too high)[^0-9]*(\d+)"),
-)
+# SentencePiece's complaint when a text cannot fill the vocabulary; the number is the largest possible size.
+_TOO_LARGE = re.compile(r"Please set it to a value <= (\d+)")
 
 
 def sentences(path: str) -> Iterator[str]:
@@ -66,9 +64,8 @@ def sentences(path: str) -> Iterator[str]:
         for payload in source.read(np.arange(start, min(start + _READ_AT_ONCE, source.count))):
             if payload is not None:
                 for caption in records.parse_example(payload).captions:
-                    text = caption.decode("utf-8", "replace") if isinstance(caption, bytes) else caption
-                    if text.strip():
-                        yield " ".join(text.split())
+                    if caption.strip():
+                        yield " ".join(caption.split())
 
 
 def collect(paths: list[str], maximum: int) -> list[str]:
@@ -76,7 +73,7 @@ def collect(paths: list[str], maximum: int) -> list[str]:
     kept, seen, stride, reported, start = [], 0, 1, time.monotonic(), time.monotonic()
     for path in paths:
         if not tf.io.gfile.exists(path):
-            raise app.UsageError(f"--input={path} does not exist")
+            raise FileNotFoundError(f"--input={path} does not exist")
         for sentence in sentences(path):
             if seen % stride == 0:
                 kept.append(sentence)
@@ -92,7 +89,9 @@ def collect(paths: list[str], maximum: int) -> list[str]:
 def train(
     texts: list[str], vocabulary_size: int, allow_smaller: bool, model_type: str, coverage: float
 ) -> bytes:
-    """A serialized SentencePiece model. ValueError says the largest possible size if the text is too small."""
+    """A serialized SentencePiece model. ValueError says the largest possible size if the text is too
+    small.
+    """
     import sentencepiece
 
     def attempt(size: int) -> bytes:
@@ -117,14 +116,14 @@ def train(
     try:
         return attempt(vocabulary_size)
     except (RuntimeError, OSError) as error:
-        message = str(error)
-        largest = next((int(m.group(1)) for m in (p.search(message) for p in _TOO_LARGE) if m), None)
+        found = _TOO_LARGE.search(str(error))
+        largest = int(found.group(1)) if found else None
         if largest is None or largest >= vocabulary_size:
             raise
         if not allow_smaller:
             raise ValueError(
-                f"{len(texts):,} sentences give at most {largest:,} pieces, but --vocabulary_size={vocabulary_size:,}: "
-                f"give more text, set --vocabulary_size={largest} or add --allow_smaller"
+                f"{len(texts):,} sentences give at most {largest:,} pieces, but "
+                f"--vocabulary_size={vocabulary_size:,}: give more text, set --vocabulary_size={largest} or add --allow_smaller"
             ) from error
         print(
             f"text too small for {vocabulary_size:,} pieces: using the largest possible, {largest:,}",
@@ -133,37 +132,61 @@ def train(
         return attempt(largest)
 
 
-def main(argv):
-    """Collects the text, trains, writes the model, prints what it is."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments {argv[1:]}; input files go to --input=a,b")
-    texts = collect(_INPUT.value, _MAXIMUM.value)
+def run(
+    inputs: list[str],
+    output: str,
+    vocabulary_size: int,
+    *,
+    allow_smaller: bool = False,
+    model_type: str = "unigram",
+    coverage: float = 0.9999,
+    maximum: int = 10_000_000,
+) -> dict:
+    """Collects the text, trains, writes the model; returns its figures. ValueError says what is
+    impossible.
+    """
+    texts = collect(inputs, maximum)
     if not texts:
-        raise app.UsageError(f"--input={','.join(_INPUT.value)} holds no text: nothing to train on")
-    print(f"training {_VOCABULARY_SIZE.value:,} pieces on {len(texts):,} sentences", flush=True)
+        raise ValueError(f"--input={','.join(inputs)} holds no text: nothing to train on")
+    print(f"training {vocabulary_size:,} pieces on {len(texts):,} sentences", flush=True)
     start = time.monotonic()
-    try:
-        model = train(texts, _VOCABULARY_SIZE.value, _ALLOW_SMALLER.value, _MODEL_TYPE.value, _COVERAGE.value)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
-    folder = _OUTPUT.value.rpartition("/")[0]
+    model = train(texts, vocabulary_size, allow_smaller, model_type, coverage)
+    folder = output.rpartition("/")[0]
     if folder:
         tf.io.gfile.makedirs(folder)
-    with tf.io.gfile.GFile(_OUTPUT.value, "wb") as file:
+    with tf.io.gfile.GFile(output, "wb") as file:
         file.write(model)
+    print(f"trained in {time.monotonic() - start:.1f} s -> {output}", flush=True)
 
     import sentencepiece
 
     processor = sentencepiece.SentencePieceProcessor(model_proto=model)
     sample = texts[:: max(1, len(texts) // 10_000)]
-    print(f"trained in {time.monotonic() - start:.1f} s -> {_OUTPUT.value}", flush=True)
-    figures = {
-        "output": _OUTPUT.value,
+    return {
+        "output": output,
         "vocabulary_size": processor.vocab_size(),
         "sentences": len(texts),
         "characters": sum(map(len, texts)),
         "mean_tokens": round(sum(map(len, processor.encode(sample))) / len(sample), 2),
     }
+
+
+def main(argv):
+    """Trains as the flags say; the last line is the figures as JSON."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments {argv[1:]}; input files go to --input=a,b")
+    try:
+        figures = run(
+            _INPUT.value,
+            _OUTPUT.value,
+            _VOCABULARY_SIZE.value,
+            allow_smaller=_ALLOW_SMALLER.value,
+            model_type=_MODEL_TYPE.value,
+            coverage=_COVERAGE.value,
+            maximum=_MAXIMUM.value,
+        )
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
     print(json.dumps(figures))
 
 

@@ -1,8 +1,8 @@
 """Batches as a pure function of (seed, step): what training and evaluation read.
 
-`Batches.at(step)` needs nothing but its argument, so a run resumed at step k reads what the uninterrupted run would
-have, hosts divide each batch by rows, and reading ahead by threads changes nothing. `Batches.dataset` is the same thing
-behind tf.data's prefetching.
+`Batches.at(step)` needs nothing but its argument, so a run resumed at step k reads what the uninterrupted run
+would have, hosts divide each batch by rows, and reading ahead by threads changes nothing. `Batches.dataset`
+is the same thing behind tf.data's prefetching.
 """
 
 import collections
@@ -16,7 +16,8 @@ import tensorflow as tf
 from absl import logging
 
 from basic_tf.data.captions import CaptionChoice
-from basic_tf.data.images import ImageAugmentation, PictureError, decode, framed, header
+from basic_tf.data.examples import parse_example
+from basic_tf.data.images import ImageAugmentation, decode, framed, header
 from basic_tf.data.order import ExampleOrder
 from basic_tf.data.tokenizer import Tokenizer
 from basic_tf.randomness import step_key_numpy
@@ -53,20 +54,20 @@ class _Damage:
 
 
 class _Texts(collections.namedtuple("_Texts", ["captions", "labels"])):
-    """What is kept of a record beside its picture: captions (tuple of str) and label numbers (int64 array)."""
+    """What is kept of a record beside its picture: captions (tuple of str) and label numbers (int64
+    array).
+    """
 
 
 def _texts(record) -> _Texts:
-    captions = (c.decode("utf-8", "replace") if isinstance(c, bytes) else c for c in record.captions)
-    return _Texts(
-        tuple(c for c in captions if c and not c.isspace()), np.asarray(record.labels, np.int64).reshape(-1)
-    )
+    return _Texts(tuple(c for c in record.captions if c and not c.isspace()), record.labels)
 
 
 class DecodedPictures:
     """All pictures of a source decoded in memory, uint8 [N, side, side, 3], with their captions and labels.
 
-    A record that cannot be used is replaced by the next one that can (`replacement`), wrapping around at the end.
+    A record that cannot be used is replaced by the next one that can (`replacement`), wrapping around at the
+    end.
     """
 
     def __init__(
@@ -81,12 +82,14 @@ class DecodedPictures:
         pool: concurrent.futures.Executor,
         max_pixels: int,
     ):
-        """Reads and decodes everything. MemoryError before anything is read if it takes more than limit_bytes."""
+        """Reads and decodes everything. MemoryError before anything is read if it takes more than
+        limit_bytes.
+        """
         needed = source.count * side * side * 3
         if needed > limit_bytes:
             raise MemoryError(
-                f"{source.count:,} decoded pictures of {side} x {side} take {needed / 2**30:.2f} GiB, the limit is "
-                f"{limit_bytes / 2**30:.2f} GiB: raise cache_limit_bytes, lower cache_side (now {side}), or set "
+                f"{source.count:,} decoded pictures of {side} x {side} take {needed / 2**30:.2f} GiB, the "
+                f"limit is {limit_bytes / 2**30:.2f} GiB: raise cache_limit_bytes, lower cache_side (now {side}), or set "
                 "cache_decoded=False to decode each picture when it is needed"
             )
         self.side = side
@@ -116,12 +119,6 @@ class DecodedPictures:
         self.replacement = good[following % good.size]
 
 
-def _default_parse() -> Callable:
-    from basic_tf.data.records import parse_example
-
-    return parse_example
-
-
 def _parsed(parse: Callable, payload: bytes | None):
     """The record of a payload. RecordError if it is damaged."""
     if payload is None:
@@ -135,10 +132,10 @@ def _parsed(parse: Callable, payload: bytes | None):
 class Batches:
     """What both kinds of training batches share; use `ContrastiveBatches` or `LabelledBatches`.
 
-    A record that cannot be used (damaged in the file, no decodable picture, no text) is replaced by the next usable one
-    in the order of the files, so that a batch always has its full, static size and the replacement depends neither on
-    hosts nor on what was read before. `damage` counts such records by cause; `record` in a batch names the record
-    really used.
+    A record that cannot be used (damaged in the file, no decodable picture, no text) is replaced by the next
+    usable one in the order of the files, so that a batch always has its full, static size and the replacement
+    depends neither on hosts nor on what was read before. `damage` counts such records by cause; `record` in a
+    batch names the record really used.
     """
 
     def __init__(
@@ -153,26 +150,29 @@ class Batches:
         cache_side: int | None = None,
         cache_limit_bytes: int = 1 << 30,
         threads: int | None = None,
-        parse: Callable | None = None,
+        parse: Callable = parse_example,
         max_replacements: int = 100,
         max_pixels: int = 1 << 26,
     ):
         """Arguments of all batches.
 
-        source: count, metadata and read(indices), as `records.RecordSource` and `memory.InMemorySource` have them.
+        source: count, metadata and read(indices), as `records.RecordSource` and `memory.InMemorySource` have
+        them.
         augmentation: what happens to each picture; its output_size is S. batch_size: B, over all hosts.
         order: which record each position holds; default `ExampleOrder(source.count, seed)`.
-        cache_decoded: decode all pictures once and keep them, cache_side x cache_side pixels (default: the first
+        cache_decoded: decode all pictures once and keep them, cache_side x cache_side pixels (default: the
+        first
           picture's longer side, at least the output's and at most twice that), within cache_limit_bytes.
-        threads: for decoding; default as many as cores. parse: payload -> record; default `records.parse_example`.
+        threads: for decoding; default as many as cores. parse: payload -> record; default
+        `examples.parse_example`; `functools.partial` of it binds other keys.
         max_replacements: unusable records in a row that are an error.
         """
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         if batch_size > source.count:
             raise ValueError(
-                f"batch_size={batch_size} is larger than the dataset ({source.count:,} records): a batch would hold "
-                "a record twice; choose a smaller batch_size or a larger dataset"
+                f"batch_size={batch_size} is larger than the dataset ({source.count:,} records): a batch would "
+                "hold a record twice; choose a smaller batch_size or a larger dataset"
             )
         self.order = order if order is not None else ExampleOrder(source.count, seed)
         if self.order.count != source.count:
@@ -186,7 +186,7 @@ class Batches:
         self.batch_size, self.seed = int(batch_size), int(seed)
         self.threads = threads or cores()
         self._damage = _Damage()
-        self._parse = parse or _default_parse()
+        self._parse = parse
         self._max_replacements = max_replacements
         self._max_pixels = max_pixels
         self._pool = concurrent.futures.ThreadPoolExecutor(self.threads, thread_name_prefix="pictures")
@@ -223,7 +223,7 @@ class Batches:
         choices = self.augmentation.choices(key, examples)
         if self._cache is not None:
             used = self._cache.replacement[wanted]
-            images = self.augmentation.warp(self._cache.pictures[used], choices)
+            images = self.augmentation.warp([self._cache.pictures[index] for index in used], choices)
             texts = [self._cache.texts[index] for index in used]
         else:
             payloads = self.source.read(wanted)
@@ -250,8 +250,8 @@ class Batches:
     ) -> tf.data.Dataset:
         """The batches of steps first_step, first_step + 1, ... without end, this host's rows of each.
 
-        parallel_batches: made at once; prefetch: kept ready. private_threads: a thread pool of that size for this
-        pipeline, so that it does not crowd the computation's; None shares tf.data's.
+        parallel_batches: made at once; prefetch: kept ready. private_threads: a thread pool of that size for
+        this pipeline, so that it does not crowd the computation's; None shares tf.data's.
         """
         rows = self._host_rows(host, hosts)
         signature = self._signature(rows)
@@ -274,7 +274,9 @@ class Batches:
         return self.batch_size // hosts
 
     def _cache_side(self) -> int:
-        """The side of decoded pictures in memory: enough for the output, and no shrinking by more than two later."""
+        """The side of decoded pictures in memory: enough for the output, and no shrinking by more than two
+        later.
+        """
         size = self.augmentation.output_size
         for start in range(0, self.source.count, _READ_AT_ONCE):
             indices = np.arange(start, min(start + _READ_AT_ONCE, self.source.count))
@@ -335,7 +337,9 @@ class ContrastiveBatches(Batches):
         label_names: Sequence[str] | None = None,
         **options,
     ):
-        """captions: how a text is chosen. label_names: default metadata["label_names"]. options: see `Batches`."""
+        """captions: how a text is chosen. label_names: default metadata["label_names"]. options: see
+        `Batches`.
+        """
         self.tokenizer = tokenizer
         self.captions = captions or CaptionChoice()
         self._label_names = (
@@ -400,10 +404,10 @@ class LabelledBatches(Batches):
 class EvaluationBatches:
     """Pictures in the order of the files, without augmentation; the last batch is short.
 
-    Each element: images uint8 [b, S, S, 3], record int64 [b], examples int32 [b] (index within the batch), valid bool [b]
-    (False: the picture could not be decoded and is white; nothing is replaced, so that results keep their records),
-    labels float32 [b, classes] if num_classes, token_ids int32 [b, T] of each record's caption number
-    `caption` (0 = padding throughout where it has none) if a tokenizer is given.
+    Each element: images uint8 [b, S, S, 3], record int64 [b], examples int32 [b] (index within the batch),
+    valid bool [b] (False: the picture could not be decoded and is white; nothing is replaced, so that results
+    keep their records), labels float32 [b, classes] if num_classes, token_ids int32 [b, T] of each record's
+    caption number `caption` (0 = padding throughout where it has none) if a tokenizer is given.
     """
 
     def __init__(
@@ -417,10 +421,12 @@ class EvaluationBatches:
         caption: int = 0,
         records: np.ndarray | None = None,
         threads: int | None = None,
-        parse: Callable | None = None,
+        parse: Callable = parse_example,
         max_pixels: int = 1 << 26,
     ):
-        """augmentation: its `evaluation()` is used; an int is an output size (whole picture). records: which, or all."""
+        """augmentation: its `evaluation()` is used; an int is an output size (whole picture). records: which,
+        or all.
+        """
         if isinstance(augmentation, int):
             augmentation = ImageAugmentation(augmentation, scale=(1.0, 1.0))
         if batch_size < 1:
@@ -429,7 +435,7 @@ class EvaluationBatches:
         self.batch_size = int(batch_size)
         self.records = np.arange(source.count) if records is None else np.asarray(records, np.int64)
         self._tokenizer, self._num_classes, self._caption = tokenizer, num_classes, caption
-        self._parse = parse or _default_parse()
+        self._parse = parse
         self._max_pixels = max_pixels
         self._damage = _Damage()
         self._pool = concurrent.futures.ThreadPoolExecutor(threads or cores(), thread_name_prefix="pictures")
@@ -440,7 +446,7 @@ class EvaluationBatches:
         return dict(self._damage.counts)
 
     def __len__(self) -> int:
-        return -(-len(self.records) // self.batch_size)
+        return (len(self.records) + self.batch_size - 1) // self.batch_size
 
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
         return (self.at(number) for number in range(len(self)))
@@ -526,9 +532,9 @@ def cores() -> int:
 
 def _check_labels(labels: np.ndarray, num_classes: int) -> None:
     if labels.size and (labels.min() < 0 or labels.max() >= num_classes):
+        wrong = labels.max() if labels.max() >= num_classes else labels.min()
         raise LookupError(
-            f"a record has the label {labels.max() if labels.max() >= num_classes else labels.min()}, but labels must "
-            f"lie in [0, {num_classes}): check num_classes and the dataset's label_names"
+            f"a record has the label {wrong}, but labels must lie in [0, {num_classes}): check num_classes and the dataset's label_names"
         )
 
 

@@ -1,7 +1,7 @@
 """Which text goes with a picture at a step: one of its captions, or a sentence made of its labels.
 
-The choice depends on (seed, step, index in the global batch) alone, through the project's hash, so a resumed run, another
-number of hosts or of reading threads gives the same texts.
+The choice depends on (seed, step, index in the global batch) alone, through the project's hash, so a resumed
+run, another number of hosts or of reading threads gives the same texts.
 """
 
 import dataclasses
@@ -28,10 +28,12 @@ PHOTO_TEMPLATES = (
 class CaptionChoice:
     """How a text is made from a record.
 
-    templates: sentences with one `{}` for labels turned into text (basic_paper section 3: the names of all labels in
+    templates: sentences with one `{}` for labels turned into text (basic_paper section 3: the names of all
+    labels in
       random order, joined by `joiner`, in a template drawn at random).
     label_text: share of the examples that have both captions and labels whose text is made from their labels.
-    keyword_dropout: each keyword after the first of a comma-separated caption ("apple, red, fruit") is left out with this
+    keyword_dropout: each keyword after the first of a comma-separated caption ("apple, red, fruit") is left
+    out with this
       probability.
     joiner: what stands between label names.
     """
@@ -61,8 +63,10 @@ class CaptionChoice:
     ) -> list[str]:
         """One text per example.
 
-        key: uint32 [2], `randomness.step_key_numpy(seed, step)`. examples: int [B], indices in the global batch.
-        captions, labels: the captions and label numbers of each example. An example with neither is a ValueError.
+        key: uint32 [2], `randomness.step_key_numpy(seed, step)`. examples: int [B], indices in the global
+        batch.
+        captions, labels: the captions and label numbers of each example. An example with neither is a
+        ValueError.
         """
         draws = bits_numpy(key, examples, "captions/choice", 3)
         if labels is None:

@@ -2,27 +2,37 @@
 
 Two roads share all their random choices (`ImageAugmentation.choices`):
 
-* per example, for large files: only the window that will be seen is decoded (JPEG: fused decode and crop, scaled down
-  by the DCT where the window allows), then resized; `cut`.
-* batched, for small pictures that wait decoded in memory: crop, resize, rotation and aspect of a whole batch in one op;
-  `ImageAugmentation.warp`.
+* per example, for large files: only the window that will be seen is decoded (JPEG: fused decode and crop,
+  scaled down by the DCT where the window allows), then resized; `ImageAugmentation.cut`.
+* batched, for small pictures that wait decoded in memory: crop, resize, rotation and aspect in one affine
+  warp; `ImageAugmentation.warp`.
 
-Colours are then changed for the whole batch at once (`ImageAugmentation.recolour`): gain, contrast, saturation, grey,
-inversion and recolouring are all affine maps of the three channels, so they are one 3 x 3 matrix per picture.
+Colours are then changed together: gain, contrast, saturation, grey, inversion and recolouring are all affine
+maps of the three channels, so they are one 3 x 4 matrix per picture.
+
+Files are decoded by TensorFlow (as in the exported SavedModel). Pictures are warped and recoloured by OpenCV,
+uint8 to uint8: TensorFlow's ImageProjectiveTransformV3 and a batched matmul give the same at a quarter of the
+rate.
 """
 
 import dataclasses
 import struct
+from collections.abc import Sequence
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 import tensorflow as tf
 
 from basic_tf.randomness import uniform_numpy
 
+cv2.setNumThreads(
+    1
+)  # batches are made by threads of our own; OpenCV's would only crowd the computation's cores
+
 FITS = ("stretch", "pad", "crop")
 BORDERS = ("white", "reflect")
-_WHITE = 255.0
+_WHITE = (255, 255, 255)
 _COLOUR_NOISE = 24  # difference between channels that a grey JPEG may show
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
 _JPEG_RATIOS = (8, 4, 2)
@@ -30,7 +40,9 @@ _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
 class PictureError(ValueError):
-    """A picture that cannot be decoded. `cause` is short and the same for all pictures with the same trouble."""
+    """A picture that cannot be decoded. `cause` is short and the same for all pictures with the same
+    trouble.
+    """
 
     def __init__(self, cause: str, detail: str = ""):
         super().__init__(f"{cause}: {detail}" if detail else cause)
@@ -56,8 +68,8 @@ def header(encoded: bytes) -> Header:
             return Header("jpeg", height, width, False)
         if encoded[:8] == _PNG_SIGNATURE:
             width, height, _, colour = struct.unpack(">IIBB", encoded[16:26])
-            # Only asked for where there is one: TensorFlow's decoder invents an alpha of 1, 3 or 15 for opaque pictures
-            # of 1, 2 or 4 bits when four channels are wanted, and they would come out white.
+            # Only asked for where there is one: TensorFlow's decoder invents an alpha of 1, 3 or 15 for
+            # opaque pictures of 1, 2 or 4 bits when four channels are wanted, and they would come out white.
             alpha = colour in (4, 6) or encoded.find(b"tRNS", 0, max(encoded.find(b"IDAT"), 0)) > 0
             return Header("png", height, width, alpha)
         if encoded[:4] == b"GIF8":
@@ -88,8 +100,8 @@ def _webp_size(encoded: bytes) -> tuple[int, int]:
 def decode(encoded: bytes, max_pixels: int = 1 << 26) -> np.ndarray:
     """uint8 [H, W, 3] of a JPEG, PNG, GIF (first frame), BMP or WebP. PictureError names what is wrong.
 
-    Transparency is composited on white; grey, palette, 16-bit and CMYK pictures become RGB. Pictures of more than
-    `max_pixels` are refused before any memory is taken for them.
+    Transparency is composited on white; grey, palette, 16-bit and CMYK pictures become RGB. Pictures of more
+    than `max_pixels` are refused before any memory is taken for them.
     """
     return _decode(encoded, checked_header(encoded, max_pixels))
 
@@ -105,7 +117,9 @@ def checked_header(encoded: bytes, max_pixels: int) -> Header:
 
 
 def _decode(encoded: bytes, found: Header, window: tuple[int, int, int, int] | None = None, ratio: int = 1):
-    """uint8 [h, w, 3]; window (top, left, height, width) in pixels of the picture scaled down by `ratio` (JPEG)."""
+    """uint8 [h, w, 3]; window (top, left, height, width) in pixels of the picture scaled down by `ratio`
+    (JPEG).
+    """
     try:
         with tf.device("CPU:0"):
             if found.kind == "jpeg":
@@ -140,25 +154,21 @@ def _first_line(error: Exception) -> str:
 
 
 def resize(picture: np.ndarray, height: int, width: int) -> np.ndarray:
-    """uint8 [h, w, 3] -> uint8 [height, width, 3]: bilinear, with anti-aliasing where it shrinks more than twofold."""
+    """uint8 [h, w, 3] -> uint8 [height, width, 3]: bilinear; area means where it shrinks more than
+    twofold.
+    """
     if picture.shape[:2] == (height, width):
         return picture
     shrinks = picture.shape[0] > 2 * height or picture.shape[1] > 2 * width
-    with tf.device("CPU:0"):
-        if shrinks:
-            resized = tf.image.resize(picture, (height, width), antialias=True).numpy()
-        else:
-            resized = tf.raw_ops.ResizeBilinear(
-                images=picture[None], size=(height, width), half_pixel_centers=True
-            ).numpy()[0]
-    return (np.clip(resized, 0, 255) + 0.5).astype(np.uint8)
+    return cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
 
 
 class Choices(NamedTuple):
     """The random choices for B pictures, all float32.
 
-    window: [B, 2] width and height of the window that is cut, as shares of the frame. place: [B, 2] in [-1, 1], where in
-    its room the window lies (x, y; 0 = centre). shift: [B, 2] extra shift in shares of the frame. angle: [B] radians.
+    window: [B, 2] width and height of the window that is cut, as shares of the frame. place: [B, 2] in [-1,
+    1], where in its room the window lies (x, y; 0 = centre). shift: [B, 2] extra shift in shares of the
+    frame. angle: [B] radians.
     flip: [B] 0 or 1. paint: [B, 22] the draws behind the colour changes (`ImageAugmentation.colours`).
     erased: [B, 4] top, left, bottom, right in shares of the output (empty box: nothing). blur: [B] 0 or 1.
     """
@@ -177,24 +187,32 @@ class Choices(NamedTuple):
 class ImageAugmentation:
     """Everything that is done to a training picture between its file and the batch, as plain numbers.
 
-    The default is that of the contrastive stages (basic_paper section 3): resize to a size a little larger than the
-    output (268 for 224), cut an output-sized window at a random place, change nothing else.
+    The default is that of the contrastive stages (basic_paper section 3): resize to a size a little larger
+    than the output (268 for 224), cut an output-sized window at a random place, change nothing else.
 
     output_size: side of the square result in pixels.
-    scale: side of the window as a share of the frame, drawn evenly from this range; below 1 zooms in, above 1 zooms out
+    scale: side of the window as a share of the frame, drawn evenly from this range; below 1 zooms in, above 1
+    zooms out
       and shows the border. aspect: width : height of the window, drawn log-evenly.
-    fit: the frame of a picture that is not square. "stretch": the whole picture, made square (ALIGN). "pad": the
-      smallest square around it. "crop": a square on its shorter side (windows still move over the longer one).
-    rotation: degrees, drawn evenly from [-rotation, rotation]. translation: largest extra shift, as a share of the frame.
+    fit: the frame of a picture that is not square. "stretch": the whole picture, made square (ALIGN). "pad":
+    the
+      smallest square around it. "crop": a square on its shorter side (windows still move over the longer
+      one).
+    rotation: degrees, drawn evenly from [-rotation, rotation]. translation: largest extra shift, as a share
+    of the frame.
     border: what lies outside the picture, "white" or "reflect".
     flip: mirror half of the pictures left to right.
-    gain: each channel is multiplied by a number from [1 - gain, 1 + gain]. brightness: a number from [-b, b], in units
-      of full white, is added. contrast, saturation: the distance from mid-grey, and from the picture's own grey, is
-      multiplied by a number from [1 - c, 1 + c].
-    recolour_probability: the ink (white minus the colour) goes through a random linear map of the channels; white stays
-      white, black becomes a random colour. grey_probability: colours become grey. invert_probability: black and white
-      change places. monochrome_only: recolour and invert only pictures without colours of their own.
-    erase_probability: a box, its area a share of the picture from `erase_area`, becomes white (border "white") or
+    gain: each channel is multiplied by a number from [1 - gain, 1 + gain]. brightness: a number from [-b, b],
+    in units
+      of full white, is added. contrast, saturation: the distance from mid-grey, and from the picture's own
+      grey, is multiplied by a number from [1 - c, 1 + c].
+    recolour_probability: the ink (white minus the colour) goes through a random linear map of the channels;
+    white stays
+      white, black becomes a random colour. grey_probability: colours become grey. invert_probability: black
+      and white change places. monochrome_only: recolour and invert only pictures without colours of their
+      own.
+    erase_probability: a box, its area a share of the picture from `erase_area`, becomes white (border
+    "white") or
       mid-grey. blur_probability: mean over 3 x 3 pixels.
     """
 
@@ -244,8 +262,9 @@ class ImageAugmentation:
     def choices(self, key: np.ndarray, examples: np.ndarray, central: bool = False) -> Choices:
         """The choices for some rows of a batch.
 
-        key: uint32 [2], `randomness.step_key_numpy(seed, step)`. examples: int [B], indices in the global batch; each row
-        depends on its own index alone. central: the place of every window is the centre (evaluation).
+        key: uint32 [2], `randomness.step_key_numpy(seed, step)`. examples: int [B], indices in the global
+        batch; each row depends on its own index alone. central: the place of every window is the centre
+        (evaluation).
         """
         count = len(examples)
 
@@ -298,8 +317,8 @@ class ImageAugmentation:
     def colours(self, paint: np.ndarray, coloured: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
         """All colour changes composed: rgb -> rgb @ matrix + offset, rgb in [0, 1].
 
-        paint: float32 [B, 22], `Choices.paint`. coloured: bool [B], the pictures that inversion and recolouring must
-        leave alone (None: none). Returns float32 [B, 3, 3] and [B, 3].
+        paint: float32 [B, 22], `Choices.paint`. coloured: bool [B], the pictures that inversion and
+        recolouring must leave alone (None: none). Returns float32 [B, 3, 3] and [B, 3].
         """
         count = len(paint)
         eye = np.eye(3)
@@ -329,7 +348,9 @@ class ImageAugmentation:
     def window_in(
         self, height: int, width: int, choices: Choices, row: int
     ) -> tuple[float, float, float, float]:
-        """(centre x, centre y, width, height) in pixels of the window of one row in a picture of height x width."""
+        """(centre x, centre y, width, height) in pixels of the window of one row in a picture of height x
+        width.
+        """
         short, long = min(height, width), max(height, width)
         frame = {"stretch": (width, height), "pad": (long, long), "crop": (short, short)}[self.fit]
         room = (long, long) if self.fit == "pad" else (width, height)
@@ -339,10 +360,11 @@ class ImageAugmentation:
         return float(centre[0]), float(centre[1]), float(size[0]), float(size[1])
 
     def cut(self, encoded: bytes, choices: Choices, row: int, max_pixels: int = 1 << 26) -> np.ndarray:
-        """The per-example road: uint8 [S, S, 3], the window of one row decoded, resized, flipped. PictureError.
+        """The per-example road: uint8 [S, S, 3], the window of one row decoded, resized, flipped.
+        PictureError.
 
-        The window is rounded to whole pixels. A large JPEG is scaled down by 2, 4 or 8 while decoding, as far as the
-        window keeps at least S pixels. Rotation and colours follow for the whole batch in `finish`.
+        The window is rounded to whole pixels. A large JPEG is scaled down by 2, 4 or 8 while decoding, as far
+        as the window keeps at least S pixels. Rotation and colours follow for the whole batch in `finish`.
         """
         found = checked_header(encoded, max_pixels)
         size = self.output_size
@@ -372,29 +394,36 @@ class ImageAugmentation:
                 shift=np.zeros_like(choices.shift),
                 flip=np.zeros_like(choices.flip),
             )
-            return self.recolour(self._projected(pictures, still), choices)
-        if not (self._changes_colour or self.erase_probability or self.blur_probability):
-            return pictures
+            return self.recolour(self._warped(pictures, still), choices)
         return self.recolour(pictures, choices)
 
-    def warp(self, pictures: np.ndarray, choices: Choices) -> np.ndarray:
-        """The batched road: uint8 [B, H, W, 3], already fitted to a frame -> uint8 [B, S, S, 3], all augmentation done."""
-        return self.recolour(self._projected(pictures, choices), choices)
+    def warp(self, pictures: Sequence[np.ndarray], choices: Choices) -> np.ndarray:
+        """The batched road: B pictures uint8 [H, W, 3] of one size, fitted to a frame -> uint8 [B, S, S, 3],
+        finished.
+        """
+        return self.recolour(self._warped(pictures, choices), choices)
 
-    def _projected(self, pictures: np.ndarray, choices: Choices) -> tf.Tensor:
-        """float32 [B, S, S, 3] in [0, 255]: the windows, bilinear."""
-        with tf.device("CPU:0"):
-            return tf.raw_ops.ImageProjectiveTransformV3(
-                images=tf.cast(pictures, tf.float32),
-                transforms=self.transforms(pictures.shape[1], pictures.shape[2], choices),
-                output_shape=(self.output_size, self.output_size),
-                fill_value=_WHITE,
-                interpolation="BILINEAR",
-                fill_mode="CONSTANT" if self.border == "white" else "REFLECT",
+    def _warped(self, pictures: Sequence[np.ndarray], choices: Choices) -> np.ndarray:
+        """uint8 [B, S, S, 3]: the windows, bilinear."""
+        size = self.output_size
+        result = np.empty((len(pictures), size, size, 3), np.uint8)
+        border = cv2.BORDER_CONSTANT if self.border == "white" else cv2.BORDER_REFLECT
+        transforms = self.transforms(*pictures[0].shape[:2], choices)
+        for row, picture in enumerate(pictures):
+            cv2.warpAffine(
+                picture,
+                transforms[row],
+                (size, size),
+                dst=result[row],
+                flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+                borderMode=border,
+                borderValue=_WHITE,
             )
+        return result
 
     def transforms(self, height: int, width: int, choices: Choices) -> np.ndarray:
-        """float32 [B, 8]: output pixel (x, y) -> input pixel (a0 x + a1 y + a2, a3 x + a4 y + a5), indices of centres.
+        """float64 [B, 2, 3]: output pixel (x, y) -> input pixel (a0 x + a1 y + a2, a3 x + a4 y + a5), both
+        indices.
 
         With u, v in [-1/2, 1/2] across the output, window w x h (pixels of the input) around c, turned by t:
         input = c + (cos t * u w - sin t * v h, sin t * u w + cos t * v h) - 1/2.
@@ -409,38 +438,32 @@ class ImageAugmentation:
         a0, a1, a3, a4 = cos * along, -sin * down, sin * along, cos * down
         a2 = centre[:, 0] - 0.5 + (a0 + a1) * half
         a5 = centre[:, 1] - 0.5 + (a3 + a4) * half
-        zero = np.zeros_like(a0)
-        return np.stack([a0, a1, a2, a3, a4, a5, zero, zero], 1).astype(np.float32)
+        return np.stack([a0, a1, a2, a3, a4, a5], 1).reshape(-1, 2, 3)
 
-    def recolour(self, pictures, choices: Choices) -> np.ndarray:
-        """Colours, blur, erasing: [B, S, S, 3] in [0, 255], uint8 or float -> uint8. Each row by its own choices."""
-        with tf.device("CPU:0"):
-            x = tf.cast(pictures, tf.float32)
-            shape = tf.shape(x)
-            if self._changes_colour:
-                coloured = _coloured(x.numpy()) if self.monochrome_only else None
-                matrix, offset = self.colours(choices.paint, coloured)
-                flat = tf.matmul(tf.reshape(x, (shape[0], -1, 3)), matrix) + (_WHITE * offset)[:, None, :]
-                x = tf.reshape(tf.clip_by_value(flat, 0.0, 255.0), shape)
-            blurred = np.flatnonzero(choices.blur)
-            if blurred.size:
-                means = tf.nn.avg_pool2d(tf.gather(x, blurred), 3, 1, "SAME")
-                x = tf.tensor_scatter_nd_update(x, blurred[:, None], means)
-            result = tf.cast(x + 0.5, tf.uint8).numpy()
+    def recolour(self, pictures: np.ndarray, choices: Choices) -> np.ndarray:
+        """Colours, blur, erasing, each row by its own choices, in place: uint8 [B, S, S, 3]."""
+        if self._changes_colour:
+            coloured = _coloured(pictures) if self.monochrome_only else None
+            matrix, offset = self.colours(choices.paint, coloured)
+            # OpenCV maps a column (r, g, b, 1) by a 3 x 4 matrix; rounding and clipping are its own.
+            maps = np.concatenate([matrix.transpose(0, 2, 1), 255 * offset[:, :, None]], 2)
+            for row in range(len(pictures)):
+                cv2.transform(pictures[row], maps[row], dst=pictures[row])
+        for row in np.flatnonzero(choices.blur):
+            pictures[row] = cv2.blur(pictures[row], (3, 3), borderType=cv2.BORDER_REFLECT)
         if self.erase_probability:
-            side = self.output_size
-            boxes = np.rint(choices.erased * side).astype(int)
+            boxes = np.rint(choices.erased * self.output_size).astype(int)
             for row in np.flatnonzero((boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])):
                 top, left, bottom, right = boxes[row]
-                result[row, top:bottom, left:right] = 255 if self.border == "white" else 128
-        return result
+                pictures[row, top:bottom, left:right] = 255 if self.border == "white" else 128
+        return pictures
 
 
 def _ink_map(v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(matrix, offset) [B, 3, 3], [B, 3] of x -> 1 - (1 - x) @ ink for random maps `ink` of the channels.
 
-    Each new ink is a mean of the old ones times a strength, the largest of which is between 0.6 and 1: white stays
-    white, and black becomes a colour that stands out from it. v: [B, 13] uniform draws.
+    Each new ink is a mean of the old ones times a strength, the largest of which is between 0.6 and 1: white
+    stays white, and black becomes a colour that stands out from it. v: [B, 13] uniform draws.
     """
     v = v.astype(np.float64)
     weights = v[:, :9].reshape(-1, 3, 3) + 1e-3
@@ -451,12 +474,13 @@ def _ink_map(v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _coloured(pictures: np.ndarray) -> np.ndarray:
-    """bool [B]: whether a picture [B, H, W, 3] in [0, 255] has colours of its own (beyond a codec's noise)."""
+    """bool [B]: whether a picture uint8 [B, H, W, 3] has colours of its own (beyond a codec's noise)."""
     return (pictures.max(-1) - pictures.min(-1)).max((1, 2)) > _COLOUR_NOISE
 
 
 def _span(centre: float, length: float, limit: int, size: int) -> tuple[int, int, int, int]:
-    """One axis of a window: (start, stop) inside the picture and (start, stop) of that part within the output.
+    """One axis of a window: (start, stop) inside the picture and (start, stop) of that part within the
+    output.
 
     At least one pixel of the picture is always taken, and at least one of the output is always filled.
     """
@@ -471,7 +495,9 @@ def _span(centre: float, length: float, limit: int, size: int) -> tuple[int, int
 
 
 def framed(picture: np.ndarray, side: int, fit: str) -> np.ndarray:
-    """uint8 [H, W, 3] -> uint8 [side, side, 3], fitted as `ImageAugmentation.fit` says (crop: the central square)."""
+    """uint8 [H, W, 3] -> uint8 [side, side, 3], fitted as `ImageAugmentation.fit` says (crop: the central
+    square).
+    """
     height, width = picture.shape[:2]
     if fit == "stretch" or height == width:
         return resize(picture, side, side)

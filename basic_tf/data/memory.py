@@ -1,31 +1,11 @@
-"""A record source that lives in memory: the same interface as `records.RecordSource`, for tests and small data."""
+"""A record source that lives in memory: the same interface as `records.RecordSource`, for tests and small
+data.
+"""
 
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 import numpy as np
-import tensorflow as tf
-
-
-def serialized_example(
-    image: bytes, captions: Sequence[str] = (), labels: Sequence[int] = (), id: str | bytes = b""
-) -> bytes:
-    """A serialized tf.train.Example with the project's feature keys (design section 5).
-
-    image: encoded picture (JPEG, PNG, ...). captions: any number of texts. labels: class numbers. id: name of the record.
-    """
-
-    def of_bytes(values):
-        values = [value.encode() if isinstance(value, str) else bytes(value) for value in values]
-        return tf.train.Feature(bytes_list=tf.train.BytesList(value=values))
-
-    features = {
-        "image/encoded": of_bytes([image]),
-        "caption": of_bytes(captions),
-        "label": tf.train.Feature(int64_list=tf.train.Int64List(value=[int(label) for label in labels])),
-        "id": of_bytes([id]),
-    }
-    return tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString()
 
 
 class InMemorySource:
@@ -34,7 +14,7 @@ class InMemorySource:
     def __init__(
         self, examples: Iterable[bytes], metadata: Mapping | None = None, damaged: Iterable[int] = ()
     ):
-        """examples: serialized tf.train.Examples. damaged: indices that `read` reports as None."""
+        """examples: payloads (`examples.serialize_example`). damaged: indices that `read` reports as None."""
         self._examples = list(examples)
         self._damaged = frozenset(damaged)
         self._lock = threading.Lock()
@@ -43,7 +23,9 @@ class InMemorySource:
         self.reads: list[int] = []
 
     def read(self, indices: np.ndarray) -> list[bytes | None]:
-        """The serialized examples of these records, None where a record is damaged. IndexError outside [0, count)."""
+        """The serialized examples of these records, None where a record is damaged. IndexError outside [0,
+        count).
+        """
         indices = np.asarray(indices, np.int64).reshape(-1)
         if indices.size and (indices.min() < 0 or indices.max() >= self.count):
             raise IndexError(

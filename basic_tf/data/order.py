@@ -1,14 +1,18 @@
-"""In which order records are read: every order is a function of (seed, position), so it needs no buffer and no state.
+"""In which order records are read: every order is a function of (seed, position), so it needs no buffer and
+no state.
 
-A *position* counts the examples a run has consumed since step 0, over all epochs and all hosts: row r of step s of a run
-with batch size B is position s * B + r. `indices(position, n)` gives epoch and record of n consecutive positions, for any
-starting point at once. The data state of a run is therefore one integer, and a host that reads rows a..b of each batch
-asks for just these positions.
+A *position* counts the examples a run has consumed since step 0, over all epochs and all hosts: row r of step
+s of a run with batch size B is position s * B + r. `indices(position, n)` gives epoch and record of n
+consecutive positions, for any starting point at once. The data state of a run is therefore one integer, and a
+host that reads rows a..b of each batch asks for just these positions.
 
-* `ExampleOrder`: a permutation of all records per epoch. For records that can be read one by one (local files, memory).
-* `BlockOrder`: a permutation of blocks of consecutive records, mixed within a window of blocks. For remote files.
-* `DistinctOrder`: no batch holds two records of one group (as far as that is possible). For contrastive batches of data
-  with many pictures of one concept, where a second picture of the same concept would be a false negative.
+* `ExampleOrder`: a permutation of all records per epoch. For records that can be read one by one (local
+  files, memory).
+* `BlockOrder`: a permutation of blocks of consecutive records, mixed within a window of blocks. For remote
+  files.
+* `DistinctOrder`: no batch holds two records of one group (as far as that is possible). For contrastive
+  batches of data with many pictures of one concept, where a second picture of the same concept would be a
+  false negative.
 
 All three offer `count` (records), `epoch_length` (positions per epoch) and `indices`.
 """
@@ -28,13 +32,16 @@ _CACHED_EPOCHS = 2
 class Permutation:
     """A seeded bijection of [0, count), evaluated for many ranks at once by arithmetic alone.
 
-    A Feistel network on a grid of rows x columns >= count cells, with modular addition as the round's group operation
-    (so the grid need not be a power of two and holds fewer than sqrt(count) + 1 surplus cells), and cycle walking: an
-    image in a surplus cell is mapped again until it is a rank. Round functions are the project's hash.
+    A Feistel network on a grid of rows x columns >= count cells, with modular addition as the round's group
+    operation (so the grid need not be a power of two and holds fewer than sqrt(count) + 1 surplus cells), and
+    cycle walking: an image in a surplus cell is mapped again until it is a rank. Round functions are the
+    project's hash.
     """
 
     def __init__(self, count: int, key: np.ndarray, name: str):
-        """count: size of the domain. key: uint32 [2] (`randomness.step_key_numpy`). name: separates uses of one key."""
+        """count: size of the domain. key: uint32 [2] (`randomness.step_key_numpy`). name: separates uses of
+        one key.
+        """
         self.count = int(count)
         self._key = key
         self._name = name
@@ -80,8 +87,8 @@ def _check_count(count: int) -> int:
 class ExampleOrder:
     """Each epoch is a fresh permutation of all records; a batch may straddle two epochs.
 
-    Position p belongs to epoch p // count, where it has rank p % count; the record is the image of the rank under the
-    epoch's permutation. Every record appears exactly once in an epoch.
+    Position p belongs to epoch p // count, where it has rank p % count; the record is the image of the rank
+    under the epoch's permutation. Every record appears exactly once in an epoch.
     """
 
     def __init__(self, count: int, seed: int, shuffle: bool = True):
@@ -106,15 +113,19 @@ class ExampleOrder:
 class BlockOrder:
     """Reads blocks of consecutive records; mixes records only within a window of blocks.
 
-    In each epoch the full blocks are permuted, `window` consecutive blocks of that sequence form a window, and the
-    records of a window are permuted among themselves. The last, shorter block (if count is no multiple of `block`)
-    always belongs to the last window of the epoch. To read at any position, at most one window has to be fetched:
-    `window_at(position)` names it. With window >= all blocks this is a full permutation.
+    In each epoch the full blocks are permuted, `window` consecutive blocks of that sequence form a window,
+    and the records of a window are permuted among themselves. The last, shorter block (if count is no
+    multiple of `block`) always belongs to the last window of the epoch. To read at any position, at most one
+    window has to be fetched: `window_at(position)` names it. With window >= all blocks this is a full
+    permutation.
 
-    lanes > 1 splits the records into that many contiguous parts, each with an order of its own (and its own epochs), and
-    each batch into as many equal runs of rows: run l of each batch is read from part l. A host that reads a contiguous
-    share of the rows then touches only its own parts, while the global order stays the same for any number of hosts
-    that divides `lanes`. `epoch_length` is then that of the mean: a part may end its epoch up to one record later.
+    lanes > 1 splits the records into that many contiguous parts, each with an order of its own (and its own
+    epochs), and each batch into as many equal runs of rows: run l of each batch is read from part l. A host
+    that reads a contiguous share of the rows then touches only its own parts, while the global order stays
+    the same for any number of hosts that divides `lanes`. Parts begin at whole blocks, so they are equal to
+    within one block, and a part may end its epoch by as much earlier or later than the mean.
+
+    `block_cache.BlockCache` turns the requests of this order into reads of whole blocks.
     """
 
     def __init__(
@@ -124,13 +135,15 @@ class BlockOrder:
         self.count = self.epoch_length = _check_count(count)
         if block < 1 or window < 1 or lanes < 1:
             raise ValueError(f"block, window and lanes must be at least 1, got {block}, {window}, {lanes}")
-        if lanes > 1 and (batch_size is None or batch_size % lanes or count < lanes):
+        if lanes > 1 and (batch_size is None or batch_size % lanes or count < lanes * block):
             raise ValueError(
-                f"lanes={lanes} must divide the batch size (got {batch_size}) and not exceed the record count ({count})"
+                f"lanes={lanes} must divide the batch size (got {batch_size}) and leave each lane a block of {block} "
+                f"records (got {count} in all)"
             )
         self.seed, self.block, self.window, self.lanes = int(seed), int(block), int(window), int(lanes)
         self._lane_rows = batch_size // lanes if lanes > 1 else None
-        self._starts = [self.count * lane // lanes for lane in range(lanes + 1)]
+        # Whole blocks to each lane; the shorter last block goes to the last lane.
+        self._starts = [self.count // block * lane // lanes * block for lane in range(lanes)] + [self.count]
 
     def _lane_position(self, position: int) -> tuple[int, int]:
         """(lane, position within the lane) of a global position."""
@@ -167,7 +180,9 @@ class BlockOrder:
         return ranges
 
     def window_at(self, position: int) -> tuple[tuple[int, int, int], list[tuple[int, int]]]:
-        """The window that holds a position: its name (lane, epoch, number) and its (start, stop) record ranges."""
+        """The window that holds a position: its name (lane, epoch, number) and its (start, stop) record
+        ranges.
+        """
         lane, epoch, number, _ = self._place(position)
         return (lane, epoch, number), self._blocks(lane, epoch, number)
 
@@ -197,15 +212,17 @@ class BlockOrder:
 class DistinctOrder:
     """Each epoch is arranged so that no batch holds two records of one group, as far as that is possible.
 
-    An epoch is N = count // batch_size whole batches (batches never straddle epochs), so count % batch_size records are
-    left out of it. For each epoch, by the hash of (seed, epoch) alone: the records of each group are put in random
-    order; those beyond the N-th of their group (which could not be placed apart) are the first to be left out, then
-    records chosen at random; the rest, sorted by a random order of the groups, is dealt to the N batches in turn like
-    cards. A group of at most N remaining records thus meets no batch twice, and a larger one is spread evenly: each
-    batch holds floor or ceil(size / N) of it. Finally the batches, and the rows of each, are put in random order.
+    An epoch is N = count // batch_size whole batches (batches never straddle epochs), so count % batch_size
+    records are left out of it. For each epoch, by the hash of (seed, epoch) alone: the records of each group
+    are put in random order; those beyond the N-th of their group (which could not be placed apart) are the
+    first to be left out, then records chosen at random; the rest, sorted by a random order of the groups, is
+    dealt to the N batches in turn like cards. A group of at most N remaining records thus meets no batch
+    twice, and a larger one is spread evenly: each batch holds floor or ceil(size / N) of it. Finally the
+    batches, and the rows of each, are put in random order.
 
-    Any position can be asked for; the epoch it lies in is then arranged as a whole (about 1 s and 100 MB per million
-    records) and kept. Exact for at most a few ten million records; larger data is better off with `ExampleOrder`.
+    Any position can be asked for; the epoch it lies in is then arranged as a whole (about 1 s and 100 MB per
+    million records) and kept. Exact for at most a few ten million records; larger data is better off with
+    `ExampleOrder`.
     """
 
     def __init__(self, groups: np.ndarray, batch_size: int, seed: int):
@@ -246,7 +263,8 @@ class DistinctOrder:
         draw = bits_numpy(key, np.arange(self.count), "order/distinct", 3)
         group_draw = bits_numpy(key, np.arange(self._groups.max() + 1), "order/distinct/group", 1)[:, 0]
 
-        # Records sorted by (random order of groups, random order within the group); their place within the group.
+        # Records sorted by (random order of groups, random order within the group); their place within the
+        # group.
         dealt = np.lexsort((draw[:, 0], self._groups, group_draw[self._groups]))
         group = self._groups[dealt]
         starts = np.flatnonzero(np.concatenate([[True], group[1:] != group[:-1]]))

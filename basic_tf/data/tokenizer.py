@@ -1,4 +1,6 @@
-"""Text to token ids: a SentencePiece model through tensorflow_text, in Python, in tf.data and inside a SavedModel."""
+"""Text to token ids: a SentencePiece model through tensorflow_text, in Python, in tf.data and inside a
+SavedModel.
+"""
 
 import tensorflow as tf
 
@@ -6,14 +8,16 @@ import tensorflow as tf
 class Tokenizer(tf.Module):
     """Strings [N] -> int32 [N, length]: SentencePiece ids, cut at `length`, filled up with 0 = padding.
 
-    The model carries its own normaliser (tools/train_tokenizer.py uses NFKC with case folding), so "A Cat" and "a cat"
-    have the same ids. There are no begin and end tokens: the text tower is bidirectional and averages over the tokens
-    that are not padding. As a tf.Module its table is saved with whatever module holds it; a process that loads such a
-    SavedModel must `import tensorflow_text`.
+    The model carries its own normaliser (tools/train_tokenizer.py uses NFKC with case folding), so "A Cat"
+    and "a cat" have the same ids. There are no begin and end tokens: the text tower is bidirectional and
+    averages over the tokens that are not padding. As a tf.Module its table is saved with whatever module
+    holds it; a process that loads such a SavedModel must `import tensorflow_text`.
     """
 
     def __init__(self, model_file: str, length: int = 64):
-        """model_file: a SentencePiece model (any tf.io.gfile path) whose id 0 is padding. length: tokens per text."""
+        """model_file: a SentencePiece model (any tf.io.gfile path) whose id 0 is padding. length: tokens per
+        text.
+        """
         super().__init__(name="tokenizer")
         import tensorflow_text as text  # 0.15 s, and its ops are needed here alone
 
@@ -37,8 +41,8 @@ class Tokenizer(tf.Module):
         padding = self._sentencepiece.id_to_string(tf.constant([0])).numpy()[0]
         if padding != b"<pad>":
             raise ValueError(
-                f"{model_file} has the piece {padding!r} at id 0, but id 0 must be <pad>: train it with --pad_id=0 "
-                "(tools/train_tokenizer.py does)"
+                f"{model_file} has the piece {padding!r} at id 0, but id 0 must be <pad>: train it with "
+                "--pad_id=0 (tools/train_tokenizer.py does)"
             )
 
     def __call__(self, texts) -> tf.Tensor:

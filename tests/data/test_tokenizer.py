@@ -1,0 +1,168 @@
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from basic_tf.data.examples import serialize_example
+from basic_tf.data.tokenizer import Tokenizer
+
+ROOT = Path(__file__).resolve().parents[2]
+SIZE = 60
+
+
+@pytest.fixture(scope="module")
+def tool():
+    spec = importlib.util.spec_from_file_location("train_tokenizer", ROOT / "tools" / "train_tokenizer.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tokenizer")
+    rng = np.random.default_rng(0)
+    words = ["".join(rng.choice(list("abcdefghinoprstu"), rng.integers(2, 8))) for _ in range(60)] + [
+        "apple",
+        "boat",
+    ]
+    lines = [" ".join(rng.choice(words, rng.integers(1, 9))) for _ in range(400)]
+    (folder / "text.txt").write_text("\n".join([*lines, "", "Ünïcode ﬁsh"]) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(folder):
+    """Trained as a user does: by the command line."""
+    command = [sys.executable, str(ROOT / "tools" / "train_tokenizer.py"), f"--vocabulary_size={SIZE}"]
+    command += [f"--input={folder / 'text.txt'}", f"--output={folder / 'a.model'}"]
+    result = subprocess.run(command, capture_output=True, text=True, check=True, cwd=folder)
+    figures = json.loads(result.stdout.splitlines()[-1])
+    assert figures["vocabulary_size"] == SIZE and figures["sentences"] == 401 and figures["mean_tokens"] > 1
+    return str(folder / "a.model")
+
+
+def test_ids_are_those_of_sentencepiece_cut_and_padded(model):
+    import sentencepiece
+
+    processor = sentencepiece.SentencePieceProcessor(model_file=model)
+    tokenizer = Tokenizer(model, 7)
+    texts = ["apple boat", "", "cat drum egg fox goat hat ink jar", "Ünïcode ﬁsh", "zzz 中", "a" * 1000]
+    expected = [(processor.encode(text) + [0] * 7)[:7] for text in texts]
+    ids = tokenizer(texts)
+    assert ids.dtype == tf.int32 and ids.numpy().tolist() == expected
+    assert tokenizer.lengths(texts).numpy().tolist() == [len(processor.encode(text)) for text in texts]
+    assert tokenizer.vocabulary_size == SIZE
+    assert tokenizer(tf.zeros([0], tf.string)).shape == (0, 7)
+
+
+def test_case_and_unicode_variants_do_not_matter(model):
+    ids = Tokenizer(model, 12)(["APPLE Boat ﬁsh", "apple boat fish", "ａｐｐｌｅ  boat fish"]).numpy()
+    assert (ids[0] == ids[1]).all() and (ids[0] == ids[2]).all() and (ids[0] > 0).any()
+
+
+def test_inside_tf_data_and_functions(model):
+    tokenizer = Tokenizer(model, 5)
+    texts = ["apple boat", "cat", "egg fox goat hat ink jar", ""]
+    expected = tokenizer(texts).numpy()
+    data = tf.data.Dataset.from_tensor_slices(texts).batch(3).map(tokenizer, num_parallel_calls=2)
+    assert data.element_spec.shape.as_list() == [None, 5]
+    assert (np.concatenate(list(data.as_numpy_iterator())) == expected).all()
+    assert (tf.function(tokenizer)(tf.constant(texts)).numpy() == expected).all()
+
+
+def test_inside_a_saved_model(model, tmp_path):
+    class Exported(tf.Module):
+        def __init__(self):
+            super().__init__()
+            self.tokenizer = Tokenizer(model, 6)
+
+        @tf.function(input_signature=[tf.TensorSpec([None], tf.string)])
+        def ids(self, texts):
+            return self.tokenizer(texts)
+
+    exported = Exported()
+    expected = exported.ids(tf.constant(["Apple boat", "jar"])).numpy()
+    tf.saved_model.save(exported, str(tmp_path / "saved"))
+    program = (
+        "import sys, tensorflow as tf, tensorflow_text\n"
+        "print(tf.saved_model.load(sys.argv[1]).ids(tf.constant(['Apple boat', 'jar'])).numpy().tolist())"
+    )
+    # Another process, another folder: nothing but the SavedModel is at hand.
+    result = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path / "saved")],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=tmp_path,
+    )
+    assert json.loads(result.stdout) == expected.tolist()
+
+
+def test_training_twice_gives_the_same_bytes(tool, folder, model):
+    tool.run([str(folder / "text.txt")], str(folder / "b.model"), SIZE)
+    assert (folder / "b.model").read_bytes() == Path(model).read_bytes()
+
+
+@pytest.mark.parametrize("model_type", ["unigram", "bpe"])
+def test_too_little_text_names_the_largest_size_and_can_use_it(tool, folder, tmp_path, model_type, capfd):
+    arguments = ([str(folder / "text.txt")], str(tmp_path / "c.model"), 32000)
+    with pytest.raises(ValueError, match="or add --allow_smaller") as error:
+        tool.run(*arguments, model_type=model_type)
+    largest = int(str(error.value).split("at most ")[1].split()[0].replace(",", ""))
+    assert not (tmp_path / "c.model").exists()
+    figures = tool.run(*arguments, model_type=model_type, allow_smaller=True)
+    assert figures["vocabulary_size"] == largest < 32000
+    assert f"using the largest possible, {largest:,}" in capfd.readouterr().out
+
+
+def test_captions_of_a_dataset(tool, folder, tmp_path):
+    from basic_tf.data.records import RecordWriter
+
+    lines = [line for line in (folder / "text.txt").read_text().splitlines() if line]
+    with RecordWriter(str(tmp_path), "train", shards=2) as writer:
+        for line in lines:
+            writer.write(serialize_example(b"x", [line, " ", line + "\nand more"]))
+        path = writer.finish()
+    figures = tool.run([path, str(folder / "text.txt")], str(tmp_path / "m.model"), SIZE)
+    assert figures["sentences"] == 3 * len(lines)
+    assert tool.collect([path], 10**9)[:2] == [lines[0], lines[0] + " and more"]
+
+
+def test_a_large_text_is_thinned_evenly(tool, tmp_path):
+    (tmp_path / "many").write_text("\n".join(map(str, range(1000))))
+    kept = list(map(int, tool.collect([str(tmp_path / "many")], 300)))
+    assert len(kept) <= 300 and set(np.diff(kept)) == {4} and kept[0] == 0 and kept[-1] > 990
+
+
+def test_impossible_input_is_one_clear_line(tool, tmp_path):
+    (tmp_path / "empty").write_text("\n\n")
+    with pytest.raises(ValueError, match="empty holds no text"):
+        tool.run([str(tmp_path / "empty")], str(tmp_path / "x.model"), SIZE)
+    with pytest.raises(FileNotFoundError, match="nowhere.txt does not exist"):
+        tool.run([str(tmp_path / "nowhere.txt")], str(tmp_path / "x.model"), SIZE)
+
+
+def test_files_that_are_no_model(tmp_path, model):
+    with pytest.raises(FileNotFoundError, match="train_tokenizer"):
+        Tokenizer(str(tmp_path / "none.model"), 5)
+    (tmp_path / "bad.model").write_bytes(b"certainly not a model")
+    with pytest.raises(ValueError, match="is no SentencePiece model"):
+        Tokenizer(str(tmp_path / "bad.model"), 5)
+    with pytest.raises(ValueError, match="at least 1 token"):
+        Tokenizer(model, 0)
+
+
+def test_a_model_without_padding_at_zero_is_refused(folder, tmp_path):
+    import sentencepiece
+
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(folder / "text.txt"), model_prefix=str(tmp_path / "m"), vocab_size=SIZE, minloglevel=2
+    )
+    with pytest.raises(ValueError, match="<pad>"):
+        Tokenizer(str(tmp_path / "m.model"), 5)
