@@ -21,9 +21,9 @@ def global_norm(gradients: Sequence[tf.Tensor]) -> tf.Tensor:
 class AdaFactorW:
     """AdaFactor's memory with AdamW's decay and order.
 
-    State is 0.5 (bfloat16 momentum) plus about 0.02 (row and column factors) of the float32 parameter bytes;
-    Adam has 2. Nothing is random except stochastic rounding, which draws from the project's hash by (seed,
-    step, slot path).
+    State is 0.5 (bfloat16 momentum) plus less than 0.01 (row and column factors) of the float32 parameter
+    bytes; Adam has 2. Nothing is random except stochastic rounding, which draws from the project's hash by
+    (seed, step, slot path).
 
     Usage:
         optimizer = AdaFactorW(schedule, rules=table)
@@ -136,6 +136,7 @@ class AdaFactorW:
                 )
             resolved = {path: self._rules[path] for path in parameters}
         self._paths = slots_module.identities(parameters)
+        self._kept_alive = list(parameters.values())  # an identity is only unique while its object lives
         self._settings = {
             path: rule
             for path, rule in resolved.items()

@@ -1,5 +1,6 @@
-"""A program of its own: the optimizer on four logical devices against one. Run: python -m
-tests.optimization.on_devices KIND
+"""A program of its own: the optimizer on four logical devices against one.
+
+Run: python -m tests.optimization.on_devices dtensor|mirrored float32|bfloat16
 
 Device counts are fixed once per process, hence not a plain test. It prints the largest differences and fails
 by itself.
