@@ -11,7 +11,7 @@ import itertools
 import json
 import posixpath
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -94,16 +94,19 @@ class RecordWriter:
         writer.write(payload)
         self.count += 1
 
-    def finish(self, **metadata) -> str:
+    def finish(self, *, verify: "Callable[[RecordSource], None] | None" = None, **metadata) -> str:
         """Closes the shards, gives everything its final name, the json last. Returns the json's path.
 
         metadata: what the json says beside name, count and shards: label_names, classes, source, licences.
+        verify: is given what was written before anything appears; what it raises is passed on.
         An empty dataset is a ValueError: nothing could be read from it.
         """
         if not self.count:
             raise ValueError(f"dataset {self.name} has no record: nothing is written")
         for writer in self._writers if self._per_shard is None else self._writers[-1:]:
             writer.close()
+        if verify is not None:
+            verify(RecordSource([writer.path for writer in self._writers], metadata, origin=self.name))
         # The old dataset of this name goes before the new one comes, its json first, so that no json ever
         # describes shards of another writing. A kill in between leaves no json: the dataset is not there.
         target = posixpath.join(self.folder, f"{self.name}.json")

@@ -1,0 +1,85 @@
+"""SVGs and glyphs of fonts to small PNGs on white."""
+
+import dataclasses
+import io
+import multiprocessing
+import os
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+
+import numpy as np
+import resvg_py
+from PIL import Image, ImageDraw, ImageFont
+
+_CHUNK = 32
+
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+    """What to draw: an SVG document, or a text (one glyph) in a font file."""
+
+    svg: str = ""
+    text: str = ""
+    font: str = ""
+
+
+def svg_document(body: str, left: float, top: float, width: float, height: float) -> str:
+    """An SVG document around the elements of an icon; a box that is not square is centred when rendered square."""
+    return (
+        '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
+        f'viewBox="{left:g} {top:g} {width:g} {height:g}" width="{width:g}" height="{height:g}">{body}</svg>'
+    )
+
+
+def render(picture: Picture, size: int) -> bytes:
+    """The picture as an RGB PNG, size x size pixels, on white. ValueError if it cannot be drawn."""
+    if not picture.svg:
+        return _png(_glyph(picture.text, picture.font, size))
+    # resvg keeps the proportions of the document, so the longer side is `size` and the rest is filled below.
+    drawn = resvg_py.svg_to_bytes(
+        svg_string=picture.svg, width=size, height=size, background="#ffffff", skip_system_fonts=True
+    )
+    image = Image.open(io.BytesIO(bytes(drawn))).convert("RGB")
+    if image.size != (size, size):
+        square = Image.new("RGB", (size, size), "white")
+        square.paste(image, ((size - image.width) // 2, (size - image.height) // 2))
+        image = square
+    return _png(image)
+
+
+def render_all(pictures: Iterable[Picture], size: int, workers: int | None = None) -> Iterator[bytes]:
+    """PNGs in the order of the pictures, by `workers` processes (default: one per core, at most 8)."""
+    workers = workers or min(8, len(os.sched_getaffinity(0)))
+    if workers == 1:
+        yield from (render(picture, size) for picture in pictures)
+        return
+    # Spawned, not forked: the parent has threads (the progress bar's), and resvg holds the interpreter's lock.
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        pictures = list(pictures)
+        yield from pool.map(render, pictures, [size] * len(pictures), chunksize=_CHUNK)
+
+
+def pixels(png: bytes) -> np.ndarray:
+    """uint8 [H, W, 3]."""
+    return np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
+
+
+def _png(image: Image.Image) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, "PNG")
+    return stream.getvalue()
+
+
+def _glyph(text: str, font: str, size: int) -> Image.Image:
+    """Black on white, centred, as large as fits with a small margin; drawn at 4 times the size and reduced."""
+    canvas, room = 4 * size, 4 * size - size // 4
+    face = ImageFont.truetype(font, canvas)
+    left, top, right, bottom = face.getbbox(text)
+    if right <= left or bottom <= top:
+        raise ValueError(f"{font} draws nothing for {text!r}")
+    face = ImageFont.truetype(font, max(1, int(canvas * room / max(right - left, bottom - top))))
+    left, top, right, bottom = face.getbbox(text)
+    image = Image.new("L", (canvas, canvas), 255)
+    at = ((canvas - left - right) / 2, (canvas - top - bottom) / 2)
+    ImageDraw.Draw(image).text(at, text, fill=0, font=face)
+    return image.resize((size, size), Image.Resampling.BOX).convert("RGB")
