@@ -23,7 +23,8 @@ class CoAtNet(Tower):
       variant: 'coatnet_0' ... 'coatnet_7', 'coatnet_6_as_printed', or a `CoAtNetTable`.
       image_size: side of the square pictures in pixels, or (height, width). The relative biases depend on it.
       downsample: where the stride of a stage's first MBConv sits: 'expand' or 'depthwise'.
-      mbconv_pool, attention_pool: pooling of the shortcuts ('average' or 'max'); the attention branch pools alike.
+      mbconv_pool, attention_pool: pooling of the shortcuts ('average' or 'max'); the attention branch pools
+        alike.
       se_ratio: width of the SE bottleneck in units of the block's width; 0 switches SE off.
       expansion: inner width of MBConv and FFN in units of the block's width.
       stochastic_depth: rate of a hypothetical block after the last; block i of n drops rows at rate * i / n.

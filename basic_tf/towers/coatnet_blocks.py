@@ -1,7 +1,7 @@
-"""The blocks of CoAtNet: stem, MBConv, relative attention, and the pooled head (arXiv 2106.04803 appendix A.1).
+"""The blocks of CoAtNet: stem, MBConv, relative attention, pooled head (arXiv 2106.04803, appendix A.1).
 
-Each block also counts its multiply-adds from the size of the map it receives (SE and bias look-ups not counted, as in the
-published figures).
+Each block also counts its multiply-adds from the size of the map it receives (SE and bias look-ups not
+counted, as in the published figures).
 """
 
 import numpy as np
@@ -66,6 +66,7 @@ class Conv(Block):
             self.declare("bias", (outputs,), "zeros")
 
     def apply(self, state, training=False, noise=None):
+        """See `Block.apply`."""
         y = tf.nn.conv2d(state, self.weight("kernel"), self.stride, "SAME")
         return (tf.nn.bias_add(y, self.weight("bias")) if self.use_bias else y), []
 
@@ -126,9 +127,9 @@ def scaled_pictures(pictures: tf.Tensor, dtype) -> tf.Tensor:
 class MBConv(Block):
     """norm, 1 x 1 expand, norm, GELU, 3 x 3 depthwise, norm, GELU, SE, 1 x 1 shrink; added to the shortcut.
 
-    downsample: where a stride of 2 sits: 'expand' (the paper's main results) or 'depthwise'. The shortcut is pooled, and
-    projected when the width changes. Inner width 4 D, SE width 0.25 D with D the block's own width: what the published
-    parameter counts need (basic_paper 8.2).
+    downsample: where a stride of 2 sits: 'expand' (the paper's main results) or 'depthwise'. The shortcut is
+    pooled, and projected when the width changes. Inner width 4 D, SE width 0.25 D with D the block's own
+    width: what the published parameter counts need (basic_paper 8.2).
     """
 
     def __init__(
@@ -179,10 +180,14 @@ class MBConv(Block):
             shortcut = self.shortcut.project(shortcut)
         return shortcut + y, statistics
 
-    # The three steps end in a product each. When the norms are affine (frozen, or inference) they melt into the kernels:
-    # (a x + b) W a' + b' = x (a W a') + (b W a' + b'), so the maps are passed over once less for each norm.
+    # The three steps end in a product each. When the norms are affine (frozen, or inference) they melt into
+    # the kernels: (a x + b) W a' + b' = x (a W a') + (b W a' + b'), so the maps are passed over once less
+    # for each norm.
 
     def _expanded(self, x, training):
+        if isinstance(self.pre_norm, LayerNorm):
+            y = ops.subsample(self.pre_norm.standardize(x), self.expand_stride)
+            return (self.expand.project(y, after=self.pre_norm),)
         if not _is_affine(self.pre_norm, training):
             y, found = self.pre_norm.apply(x, training)
             return (self.expand.project(ops.subsample(y, self.expand_stride)), *found)
@@ -227,7 +232,7 @@ class MBConv(Block):
 
 
 def relative_positions(height: int, width: int) -> np.ndarray:
-    """int32 [HW, HW]: where the bias of (query i, key i') is in a flattened [2H-1, 2W-1] table: i - i' + (H-1, W-1)."""
+    """int32 [HW, HW]: place in a flattened [2H-1, 2W-1] table of query i and key i', i - i' + (H-1, W-1)."""
     rows, columns = np.divmod(np.arange(height * width), width)
     down = rows[:, None] - rows[None, :] + height - 1
     right = columns[:, None] - columns[None, :] + width - 1
@@ -237,8 +242,8 @@ def relative_positions(height: int, width: int) -> np.ndarray:
 def resized_relative_bias(table: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """A table for a map of another size, by bilinear interpolation (CoAtNet A.1).
 
-    table: [heads, 2H-1, 2W-1]. size: the new (H', W'). Returns [heads, 2H'-1, 2W'-1]. The grid is stretched about its
-    centre (half-pixel centres), so that the bias of offset zero stays where it is.
+    table: [heads, 2H-1, 2W-1]. size: the new (H', W'). Returns [heads, 2H'-1, 2W'-1]. The grid is stretched
+    about its centre (half-pixel centres), so that the bias of offset zero stays where it is.
     """
     resized = tf.image.resize(
         tf.transpose(tf.constant(table), (1, 2, 0)), (2 * size[0] - 1, 2 * size[1] - 1), "bilinear"
@@ -247,7 +252,7 @@ def resized_relative_bias(table: np.ndarray, size: tuple[int, int]) -> np.ndarra
 
 
 class RelativeAttention(Block):
-    """Multi-head attention over a map, with a learned bias for each head and offset, added before the softmax."""
+    """Multi-head attention over a map, with a learned bias for each head and offset."""
 
     def __init__(self, path, inputs, width, head_dim, size: Size, dtype=None):
         super().__init__(path, dtype)
@@ -268,10 +273,10 @@ class RelativeAttention(Block):
         )  # rows: the gradient is one scatter-add
         return tf.reshape(tf.transpose(found), (self.heads, area, area))
 
-    def projections(self, x: tf.Tensor) -> tuple:
-        """[B, H, W, C] -> query, key, value, each [B, HW, D]."""
+    def projections(self, x: tf.Tensor, after: LayerNorm | None = None) -> tuple:
+        """[B, H, W, C] -> query, key, value, each [B, HW, D]; `after` as in `Dense.project`."""
         rows = tf.reshape(x, (-1, self.size.area, x.shape[-1]))
-        return self.query.project(rows), self.key.project(rows), self.value.project(rows)
+        return tuple(part.project(rows, after) for part in (self.query, self.key, self.value))
 
     def mix(self, query, key, value) -> tf.Tensor:
         """Softmax attention and the output projection: [B, H, W, D]."""
@@ -305,22 +310,26 @@ class RelativeTransformer(Block):
     def _pooled(self, x):
         return self.pool(x) if self.stride == 2 else x
 
+    def _projections(self, x):
+        if self.stride == 2:  # a pool sits between the norm and the product
+            return self.attention.projections(self.pool(self.attention_norm.normalize(x)))
+        return self.attention.projections(self.attention_norm.standardize(x), after=self.attention_norm)
+
     def apply(self, state, training=False, noise=None):
         """[B, H, W, C] -> [B, H/stride, W/stride, D]."""
         shortcut = self._pooled(state)
         if tuple(shortcut.shape[1:3]) != tuple(self.size):
             raise ValueError(
                 f"{self.block_path}: the map is {tuple(shortcut.shape[1:3])}, the relative bias is for "
-                f"{tuple(self.size)}; build the tower with the image_size it receives (resized_relative_bias converts)"
+                f"{tuple(self.size)}; build the tower with the image_size it receives "
+                f"(resized_relative_bias converts the tables)"
             )
         if self.shortcut is not None:
             shortcut = self.shortcut.project(shortcut)
-        projected = self.region(
-            lambda x: self.attention.projections(self._pooled(self.attention_norm.normalize(x))), state
-        )
+        projected = self.region(self._projections, state)
         y = self.region(self.attention.mix, *projected)
         x = shortcut + stochastic_depth(y, self.drop_rate, f"{self.block_path}/attention", training, noise)
-        y = self.region(lambda x: self.ffn_in.project(self.ffn_norm.normalize(x)), x)
+        y = self.region(lambda x: self.ffn_in.project(self.ffn_norm.standardize(x), after=self.ffn_norm), x)
         y = self.region(lambda y: self.ffn_out.project(ops.gelu(y)), y)
         return x + stochastic_depth(y, self.drop_rate, f"{self.block_path}/ffn", training, noise), []
 
@@ -342,6 +351,7 @@ class PooledFeatures(Block):
         self.norm = self.child(LayerNorm(f"{path}/norm", width, epsilon, dtype))
 
     def apply(self, state, training=False, noise=None):
+        """See `Block.apply`."""
         return self.norm.normalize(tf.reduce_mean(tf.cast(state, self.wide_dtype), (1, 2))), []
 
     def multiply_adds(self, size: Size) -> tuple[int, Size]:
@@ -350,7 +360,7 @@ class PooledFeatures(Block):
 
 
 class Classifier(Block):
-    """Dense(D) with tanh ('pre-logits'), then Dense(classes), in at least float32 (CoAtNet's ImageNet and JFT head)."""
+    """Dense(D) with tanh ('pre-logits'), then Dense(classes): CoAtNet's head on ImageNet and JFT."""
 
     def __init__(self, path, width, classes, dtype=None):
         super().__init__(path, dtype)
@@ -358,5 +368,6 @@ class Classifier(Block):
         self.classifier = self.child(Dense(f"{path}/classifier", width, classes, dtype=dtype))
 
     def apply(self, state, training=False, noise=None):
+        """See `Block.apply`."""
         hidden = tf.tanh(self.pre_logits.project(tf.cast(state, self.compute_dtype)))
         return tf.cast(self.classifier.project(hidden), self.wide_dtype), []

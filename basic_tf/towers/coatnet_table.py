@@ -17,8 +17,9 @@ class Stage(NamedTuple):
 class CoAtNetTable:
     """One image tower.
 
-    stem: (convolutions, width); the first has stride 2. stages: S1 and on. head_dim: width of an attention head.
-    A group of blocks with stride 1 belongs to the stage before it (CoAtNet-6 and 7: S3 starts with MBConv).
+    stem: (convolutions, width); the first has stride 2. stages: S1 and on. head_dim: width of an attention
+    head. A group of blocks with stride 1 belongs to the stage before it (CoAtNet-6 and 7: S3 starts with
+    MBConv).
     """
 
     stem: tuple[int, int]
@@ -55,7 +56,8 @@ TABLES = {
     "coatnet_3": _table((2, 192), (2, 192), (6, 384), (14, 768), (2, 1536)),
     "coatnet_4": _table((2, 192), (2, 192), (12, 384), (28, 768), (2, 1536)),
     "coatnet_5": _table((2, 192), (2, 256), (12, 512), (28, 1280), (2, 2048), head_dim=64),
-    # The published S4 width of CoAtNet-6, 2048, cannot give its published 1.47B parameters; 3072 does (basic_paper 8.1).
+    # The published S4 width of CoAtNet-6, 2048, cannot give its published 1.47B parameters; 3072 does
+    # (basic_paper 8.1).
     "coatnet_6": _table(
         (2, 192), (2, 192), (4, 384), (42, 1536), (2, 3072), head_dim=128, s3_mbconv=(8, 768)
     ),

@@ -16,7 +16,8 @@ class DualEncoder(keras.Model):
 
     Args:
       image_tower, text_tower: the towers.
-      embedding_dim: E, the width of the shared space. Without a projection the tower's own width must equal it.
+      embedding_dim: E, the width of the shared space. Without a projection the tower's own width must equal
+        it.
       image_projection, text_projection: whether a bias-free linear map follows the tower.
       initial_temperature: tau at step 0; the variable is log(1 / tau).
       dtype: Keras dtype policy of the projections; None takes the image tower's.
@@ -67,7 +68,7 @@ class DualEncoder(keras.Model):
         return parts
 
     def specs(self) -> list[WeightSpec]:
-        """Every weight of the model, declared; the temperature is last ('zeros' stands for log(1 / tau) there)."""
+        """Every weight, declared; the temperature is last (it starts at log(1 / tau), not at zero)."""
         found = [s._replace(path=prefix + s.path) for prefix, part in self._parts() for s in part.specs()]
         return [*found, WeightSpec("log_inverse_temperature", (), "zeros")]
 
@@ -92,7 +93,7 @@ class DualEncoder(keras.Model):
         self.built = True
 
     def parameters(self) -> dict:
-        """path -> Keras variable, in the order of `specs`, moving statistics included. Builds if necessary."""
+        """path -> Keras variable, in the order of `specs`, moving statistics included; builds if needed."""
         if not self.built:
             self.build()
         found = {prefix + path: v for prefix, part in self._parts() for path, v in part.parameters().items()}

@@ -1,8 +1,8 @@
 """Weights declared before they exist, and the layers that both towers are made of.
 
-A `Block` declares its weights in its constructor (`specs()` needs no build), creates exactly those in `create`, and
-computes with the plain method `apply(state, training, noise) -> (state, statistics)`. Keras tracks the variables; Keras'
-`__call__` is not used between blocks (no autocasting, shorter traces).
+A `Block` declares its weights in its constructor (`specs()` needs no build), creates exactly those in
+`create`, and computes with the plain method `apply(state, training, noise) -> (state, statistics)`. Keras
+tracks the variables; Keras' `__call__` is not used between blocks (no autocasting, shorter traces).
 """
 
 import zlib
@@ -24,8 +24,8 @@ REMATERIALISATIONS = ("none", "blocks", "norms_and_activations")
 class WeightSpec(NamedTuple):
     """One weight, declared: where it is, how large, how it starts, whether gradients train it.
 
-    initializer: 'normal' (N(0, 0.02), CoAtNet and BASIC section 8.3), 'zeros' or 'ones'. trainable=False marks
-    BatchNorm's moving statistics; freezing is a matter of the optimizer's rule table.
+    initializer: 'normal' (N(0, 0.02), CoAtNet and BASIC section 8.3), 'zeros' or 'ones'. trainable=False
+    marks BatchNorm's moving statistics; freezing is a matter of the optimizer's rule table.
     """
 
     path: str
@@ -40,7 +40,7 @@ class WeightSpec(NamedTuple):
 
 
 def initial_value(spec: WeightSpec, seed: int) -> np.ndarray:
-    """The first value of a weight, float32: a function of (seed, path, shape) alone, not of the order of creation."""
+    """The first value of a weight, float32: a function of (seed, path, shape) alone."""
     if spec.initializer == "zeros":
         return np.zeros(spec.shape, np.float32)
     if spec.initializer == "ones":
@@ -137,11 +137,12 @@ class Block(keras.layers.Layer):
             yield from block.normalizations()
 
     def region(self, function: Callable, *tensors: tf.Tensor):
-        """Runs `function(*tensors)`; under 'norms_and_activations' keeps only its inputs for the backward pass.
+        """Runs `function(*tensors)`; under 'norms_and_activations' only its inputs are kept.
 
-        A region starts at a matrix product's output and ends at the next one's, so that what is kept are the outputs of
-        products, and normalisation, activation, SE gate and softmax are recomputed (BASIC section on rematerialisation).
-        `function` must be deterministic, change no variable, and take every tensor that needs a gradient as an argument.
+        A region starts at a matrix product's output and ends at the next one's, so that what is kept are the
+        outputs of products, and normalisation, activation, SE gate and softmax are recomputed (BASIC section
+        on rematerialisation). `function` must be deterministic, change no variable, and take every tensor
+        that needs a gradient as an argument.
         """
         if self.remat == "norms_and_activations":
             return tf.recompute_grad(function)(*tensors)
@@ -163,11 +164,24 @@ class Dense(Block):
             self.declare("bias", (outputs,), "zeros")
 
     def apply(self, state, training=False, noise=None):
+        """See `Block.apply`."""
         return self.project(state), []
 
-    def project(self, x: tf.Tensor) -> tf.Tensor:
-        """The product alone."""
-        return ops.dense(x, self.weight("kernel"), self.weight("bias") if self.use_bias else None)
+    def project(self, x: tf.Tensor, after: "LayerNorm | None" = None) -> tf.Tensor:
+        """The product alone, with the scale and bias of a LayerNorm `after` which it comes, if given.
+
+        x is then the standardised rows: (x s + b) W = x (s W) + b W, which saves two passes over the rows and
+        two reductions.
+        """
+        kernel, bias = self.weight("kernel"), self.weight("bias") if self.use_bias else None
+        if after is None:
+            return ops.dense(x, kernel, bias)
+        scale, offset = after.weight("scale", after.wide_dtype), after.weight("bias", after.wide_dtype)
+        kernel = tf.cast(kernel, scale.dtype)
+        shift = tf.linalg.matvec(kernel, offset, transpose_a=True)
+        if bias is not None:
+            shift = shift + tf.cast(bias, shift.dtype)
+        return ops.dense(x, tf.cast(tf.expand_dims(scale, 1) * kernel, x.dtype), tf.cast(shift, x.dtype))
 
 
 class LayerNorm(Block):
@@ -180,21 +194,26 @@ class LayerNorm(Block):
         self.declare("bias", (width,), "zeros")
 
     def apply(self, state, training=False, noise=None):
+        """See `Block.apply`."""
         return self.normalize(state), []
 
     def normalize(self, x: tf.Tensor) -> tf.Tensor:
         """[..., C] -> [..., C]."""
-        return ops.layer_norm(
-            x, self.weight("scale", self.wide_dtype), self.weight("bias", self.wide_dtype), self.epsilon
-        )
+        y = tf.cast(self.standardize(x), self.wide_dtype)
+        y = y * self.weight("scale", self.wide_dtype) + self.weight("bias", self.wide_dtype)
+        return tf.cast(y, x.dtype)
+
+    def standardize(self, x: tf.Tensor) -> tf.Tensor:
+        """Without scale and bias: for a product that takes them into its kernel (`Dense.project`)."""
+        return ops.standardize(x, self.epsilon)
 
 
 class BatchNorm(Block):
     """BatchNorm with a declared policy (docs: design decision 7).
 
-    policy 'frozen': the moving statistics, in training too. 'ghost': in training, the statistics of each group of
-    `group` consecutive rows, so that they depend on neither microbatch nor replica; the moving statistics otherwise.
-    The moving averages change only in the tower's `update_statistics`.
+    policy 'frozen': the moving statistics, in training too. 'ghost': in training, the statistics of each
+    group of `group` consecutive rows, so that they depend on neither microbatch nor replica; the moving
+    statistics otherwise. The moving averages change only in the tower's `update_statistics`.
     """
 
     def __init__(
@@ -209,6 +228,7 @@ class BatchNorm(Block):
         self.declare("moving_variance", (width,), "ones", trainable=False)
 
     def normalizations(self):
+        """This one."""
         yield self
 
     @property
@@ -217,7 +237,7 @@ class BatchNorm(Block):
         return [self._created["moving_mean"], self._created["moving_variance"]]
 
     def is_affine(self, training: bool) -> bool:
-        """Whether this call multiplies and adds constants per channel (and can melt into a product beside it)."""
+        """Whether this call multiplies and adds constants per channel (and can melt into a product)."""
         return self.policy == "frozen" or not training
 
     def affine(self) -> tuple[tf.Tensor, tf.Tensor]:
@@ -228,6 +248,7 @@ class BatchNorm(Block):
         return multiplier, self.weight("bias", self.wide_dtype) - mean * multiplier
 
     def apply(self, state, training=False, noise=None):
+        """See `Block.apply`."""
         if self.is_affine(training):
             multiplier, offset = self.affine()
             return tf.cast(tf.cast(state, multiplier.dtype) * multiplier + offset, state.dtype), []
@@ -237,24 +258,29 @@ class BatchNorm(Block):
         rows = x.shape[0]
         if rows is not None and rows % self.group:
             raise ValueError(
-                f"{self.block_path}: {rows} rows cannot be cut into ghost BatchNorm groups of {self.group}; choose a "
-                f"microbatch that is a multiple of {self.group}, or another ghost_size"
+                f"{self.block_path}: {rows} rows cannot be cut into ghost BatchNorm groups of "
+                f"{self.group}; choose a microbatch that is a multiple of {self.group}, or another ghost_size"
             )
-        positions = self.group * int(np.prod(x.shape[1:-1], dtype=np.int64))
-        values = tf.cast(tf.reshape(x, (-1, positions, self.width)), self.wide_dtype)
-        mean = tf.reduce_mean(values, 1, keepdims=True)
-        centred = values - mean
-        variance = tf.reduce_mean(tf.square(centred), 1, keepdims=True)
-        multiplier = tf.math.rsqrt(variance + self.epsilon) * self.weight("scale", self.wide_dtype)
-        y = tf.cast(centred * multiplier + self.weight("bias", self.wide_dtype), x.dtype)
-        statistics = [tf.stop_gradient(tf.reduce_mean(value, (0, 1))) for value in (mean, variance)]
-        return tf.reshape(y, (*ops.leading_shape(x), self.width)), statistics
+        scale, bias = self.weight("scale", self.wide_dtype), self.weight("bias", self.wide_dtype)
+        if self._may_fuse(x):
+            y, *statistics = ops.fused_batch_norm(x, scale, bias, self.epsilon, rows // self.group)
+        else:
+            positions = self.group * int(np.prod(x.shape[1:-1], dtype=np.int64))
+            groups = tf.reshape(x, (-1, positions, self.width))
+            y, *statistics = ops.batch_moments_norm(groups, scale, bias, self.epsilon)
+            y = tf.reshape(y, (*ops.leading_shape(x), self.width))
+        return y, [tf.stop_gradient(value) for value in statistics]
+
+    def _may_fuse(self, x: tf.Tensor) -> bool:
+        on_mesh = hasattr(getattr(self._created["scale"], "value", None), "layout")
+        few = x.shape[0] is not None and x.shape[0] // self.group <= 64
+        return few and x.dtype != tf.float64 and not on_mesh
 
 
 def stochastic_depth(
     branch: tf.Tensor, rate: float, stream: str, training: bool, noise: Noise | None
 ) -> tf.Tensor:
-    """Drops whole rows of a residual branch with probability `rate` and scales the others by 1 / (1 - rate)."""
+    """Drops whole rows of a branch with probability `rate` and scales the others by 1 / (1 - rate)."""
     if not training or noise is None or rate <= 0.0:
         return branch
     kept = tf.cast(uniform(noise, f"{stream}/stochastic_depth") >= rate, branch.dtype) / (1.0 - rate)

@@ -1,6 +1,7 @@
 """The primitive operations of the towers, as functions of tensors.
 
-Every function computes in the type of its input, except statistics (means, variances, softmax), which are taken in at
+Every function computes in the type of its input, except statistics (means, variances, softmax), which are
+taken in at
 least float32: bfloat16 and float16 inputs are widened for them, float64 stays float64.
 """
 
@@ -20,7 +21,7 @@ def wide(dtype) -> tf.DType:
 
 
 def dense(x: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor | None = None) -> tf.Tensor:
-    """x [..., C] times kernel [C, D], plus bias [D]: one matrix product over all leading dimensions together."""
+    """x [..., C] times kernel [C, D], plus bias [D]: one matrix product over all leading dimensions."""
     shape = x.shape
     rows = x if shape.rank == 2 else tf.reshape(x, (-1, shape[-1]))
     y = tf.matmul(rows, kernel)
@@ -34,34 +35,73 @@ def leading_shape(x: tf.Tensor) -> tuple:
     return tuple(-1 if size is None else size for size in x.shape[:-1])
 
 
-def gelu(x: tf.Tensor) -> tf.Tensor:
-    """GELU by its tanh approximation, 0.5 x (1 + tanh(u)) = x sigmoid(2u), u = sqrt(2/pi) (x + 0.044715 x^3)."""
-    return _gelu(x)
-
-
 @tf.custom_gradient
-def _gelu(x):
-    # TensorFlow's own approximate GELU is a chain of ten element-wise kernels whose gradient keeps most of them. Here the
-    # gradient keeps x alone; the rest is recomputed.
-    square = tf.square(x)
-    gate = tf.sigmoid(x * (square * (_GELU_SLOPE * _GELU_CUBIC) + _GELU_SLOPE))
-
-    def gradient(dy):
-        square = tf.square(x)
-        gate = tf.sigmoid(x * (square * (_GELU_SLOPE * _GELU_CUBIC) + _GELU_SLOPE))
-        slope = square * (3.0 * _GELU_SLOPE * _GELU_CUBIC) + _GELU_SLOPE
-        return dy * (gate + x * slope * gate * (1.0 - gate))
-
-    return x * gate, gradient
+def gelu(x):
+    """GELU, tanh form: 0.5 x (1 + tanh(u)) = x sigmoid(2u), u = sqrt(2/pi) (x + 0.044715 x^3)."""
+    # TensorFlow's own approximate GELU keeps most of its ten element-wise results for the gradient. Here one
+    # tensor is kept, the slope, in place of x, and the backward pass is one product. Without a tape the
+    # slope is never computed (graph pruning).
+    z = x * (tf.square(x) * (_GELU_SLOPE * _GELU_CUBIC) + _GELU_SLOPE)  # 2u
+    gate = tf.sigmoid(z)
+    # d/dx [x sigmoid(z)] = sigmoid(z) + sigmoid'(z) x dz/dx, and x dz/dx = 3 z - 2 sqrt(2/pi) 2 x.
+    slope = gate + tf.raw_ops.SigmoidGrad(y=gate, dy=z * 3.0 - x * (2.0 * _GELU_SLOPE))
+    return x * gate, lambda dy: dy * slope
 
 
-def layer_norm(x: tf.Tensor, scale: tf.Tensor, bias: tf.Tensor, epsilon: float) -> tf.Tensor:
-    """(x - mean) / sqrt(variance + epsilon) * scale + bias over the last dimension; scale and bias [C] in `wide`."""
-    values = tf.cast(x, wide(x.dtype))
-    mean = tf.reduce_mean(values, -1, keepdims=True)
+def standardize(x: tf.Tensor, epsilon: float) -> tf.Tensor:
+    """(x - mean) / sqrt(variance + epsilon) over the last dimension: what LayerNorm scales and shifts."""
+    return _standardize(x, epsilon)
+
+
+def _standardize(x, epsilon):
+    @tf.custom_gradient
+    def computed(x):
+        values = tf.cast(x, wide(x.dtype))
+        centred = values - tf.reduce_mean(values, -1, keepdims=True)
+        inverse = tf.math.rsqrt(tf.reduce_mean(tf.square(centred), -1, keepdims=True) + epsilon)
+        y = tf.cast(centred * inverse, x.dtype)
+
+        def gradient(dy):
+            # Keeps the result (which the next product keeps anyway) and one number for each row.
+            g, h = tf.cast(dy, inverse.dtype), tf.cast(y, inverse.dtype)
+            along = tf.reduce_mean(g * h, -1, keepdims=True)
+            return tf.cast((g - h * along - tf.reduce_mean(g, -1, keepdims=True)) * inverse, x.dtype)
+
+        return y, gradient
+
+    return computed(x)
+
+
+def batch_moments_norm(x, scale, bias, epsilon: float):
+    """Normalises each group of a batch by its own mean and variance for each channel.
+
+    x: [groups, rows, C]; scale, bias [C] in `wide`. Returns (y like x, mean [C], variance [C]: means over
+    the groups). The variance is the biased one.
+    """
+    values = tf.cast(x, scale.dtype)
+    mean = tf.reduce_mean(values, 1, keepdims=True)
     centred = values - mean
-    variance = tf.reduce_mean(tf.square(centred), -1, keepdims=True)
-    return tf.cast(centred * tf.math.rsqrt(variance + epsilon) * scale + bias, x.dtype)
+    variance = tf.reduce_mean(tf.square(centred), 1, keepdims=True)
+    y = tf.cast(centred * (tf.math.rsqrt(variance + epsilon) * scale) + bias, x.dtype)
+    return y, tf.reduce_mean(mean, (0, 1)), tf.reduce_mean(variance, (0, 1))
+
+
+def fused_batch_norm(x, scale, bias, epsilon: float, groups: int):
+    """`batch_moments_norm` of x [B, H, W, C] by the fused kernel: 2.5 times as fast on a CPU.
+
+    Not for float64, nor under DTensor (no layout rule). Splitting along the rows copies nothing.
+    """
+    count = x.shape[0] // groups * x.shape[1] * x.shape[2]
+    pieces, means, variances = [], [], []
+    for piece in tf.split(x, groups) if groups > 1 else [x]:
+        y, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
+            x=piece, scale=scale, offset=bias, mean=[], variance=[], epsilon=epsilon, is_training=True
+        )
+        pieces.append(y)
+        means.append(mean)
+        variances.append(variance * ((count - 1) / count))  # the kernel reports the unbiased variance
+    y = tf.concat(pieces, 0) if groups > 1 else pieces[0]
+    return y, tf.add_n(means) / groups, tf.add_n(variances) / groups
 
 
 def depthwise_conv(x: tf.Tensor, kernel: tf.Tensor, stride: int = 1) -> tf.Tensor:
@@ -85,8 +125,8 @@ def _average_pool(x):
     pooled_height, pooled_width = -(-height // 2), -(-width // 2)
 
     def gradient(dy):
-        # Each position of a window receives dy / (positions inside the picture). Written with reshape and broadcast:
-        # AvgPoolGrad has no DTensor layout rule.
+        # Each position of a window receives dy / (positions inside the picture). Written with reshape and
+        # broadcast: AvgPoolGrad has no DTensor layout rule.
         counts = _window_counts(height)[:, None, None] * _window_counts(width)[None, :, None]
         shares = dy * tf.constant(1.0 / counts, dy.dtype)
         shares = tf.reshape(shares, (-1, pooled_height, 1, pooled_width, 1, channels))
@@ -128,8 +168,8 @@ def embed(table, ids):
 def attend(query, key, value, heads: int, bias: tf.Tensor | None) -> tf.Tensor:
     """Multi-head attention of rows that are already projected.
 
-    query, key, value: [B, T, heads x d]. bias: added to the logits, broadcastable to [B, heads, T, T], or None.
-    Returns [B, T, heads x d]. The softmax is taken in at least float32.
+    query, key, value: [B, T, heads x d]. bias: added to the logits, broadcastable to [B, heads, T, T], or
+    None. Returns [B, T, heads x d]. The softmax is taken in at least float32.
     """
     length, width = query.shape[1], query.shape[2]
     depth = width // heads

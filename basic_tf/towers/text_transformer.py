@@ -24,6 +24,7 @@ class Embedding(Block):
         self.declare("positions", (length, width))
 
     def apply(self, state, training=False, noise=None):
+        """See `Block.apply`."""
         x = ops.embed(self.weight("tokens"), state) + self.weight("positions")[: state.shape[1]]
         mask = tf.cast(tf.not_equal(state, 0), self.wide_dtype)
         return (dropout(x, self.rate, self.block_path, training, noise), mask), []
@@ -62,8 +63,8 @@ class TextBlock(Block):
         attention, ffn = f"{self.block_path}/attention", f"{self.block_path}/ffn"
 
         def projections(x):
-            y = self.attention_norm.normalize(x)
-            return self.query.project(y), self.key.project(y), self.value.project(y)
+            y = self.attention_norm.standardize(x)
+            return tuple(part.project(y, self.attention_norm) for part in (self.query, self.key, self.value))
 
         def mix(query, key, value):
             return self.output_projection.project(ops.attend(query, key, value, self.heads, bias))
@@ -71,7 +72,7 @@ class TextBlock(Block):
         y = self.region(mix, *self.region(projections, x))
         y = dropout(y, self.dropout_rate, attention, training, noise)
         x = x + stochastic_depth(y, self.drop_rate, attention, training, noise)
-        y = self.region(lambda x: self.ffn_in.project(self.ffn_norm.normalize(x)), x)
+        y = self.region(lambda x: self.ffn_in.project(self.ffn_norm.standardize(x), after=self.ffn_norm), x)
         y = self.region(lambda y: self.ffn_out.project(ops.gelu(y)), y)
         y = dropout(y, self.dropout_rate, ffn, training, noise)
         return (x + stochastic_depth(y, self.drop_rate, ffn, training, noise), mask), []
@@ -89,6 +90,7 @@ class MaskedMean(Block):
         self.norm = self.child(LayerNorm(f"{path}/norm", width, epsilon, dtype))
 
     def apply(self, state, training=False, noise=None):
+        """See `Block.apply`."""
         x, mask = state
         y = self.norm.normalize(tf.cast(x, self.wide_dtype))
         count = tf.maximum(tf.reduce_sum(mask, 1, keepdims=True), 1.0)
@@ -103,7 +105,8 @@ class TextTransformer(Tower):
     """Token ids [B, T] int32, 0 = padding, T <= length -> features [B, width].
 
     Args:
-      variant: 'basic_s', 'basic_m' or 'basic_l' gives layers, width and heads where they are not given themselves.
+      variant: 'basic_s', 'basic_m' or 'basic_l' gives layers, width and heads where they are not given
+        themselves.
       vocabulary_size: rows of the token table.
       length: the most tokens a text may have.
       width, layers, heads: the Transformer; `head_dim` may be given instead of `heads`.
@@ -150,7 +153,7 @@ class TextTransformer(Tower):
         policy = self.dtype_policy
         self.blocks = [
             Embedding("embedding", vocabulary_size, length, width, dropout, dtype=policy, remat=remat),
-            *(
+            *[
                 TextBlock(
                     f"block{i}",
                     width,
@@ -161,9 +164,9 @@ class TextTransformer(Tower):
                     layer_norm_epsilon=layer_norm_epsilon,
                     dtype=policy,
                     remat=remat,
-                )  # fmt: skip
+                )
                 for i in range(layers)
-            ),
+            ],
             MaskedMean("features", width, layer_norm_epsilon, dtype=policy, remat=remat),
         ]
 
@@ -177,7 +180,8 @@ class TextTransformer(Tower):
             or ids.shape[1] > self.length
         ):
             raise ValueError(
-                f"token ids are {ids.dtype.name} {tuple(ids.shape)}; expected integers [B, T] with T at most {self.length}"
+                f"token ids are {ids.dtype.name} {tuple(ids.shape)}; expected integers [B, T] with T at most "
+                f"{self.length}"
             )
         return ids
 

@@ -10,8 +10,8 @@ from basic_tf.towers.layers import REMATERIALISATIONS, Block, WeightSpec
 class Tower(keras.Model):
     """A sequence of blocks from inputs to features [B, output_width].
 
-    Subclasses set `blocks` (each maps a state to a state; `encode_inputs` makes the first state) and `output_width`.
-    `head_blocks` are blocks that `forward` does not run (a classifier).
+    Subclasses set `blocks` (each maps a state to a state; `encode_inputs` makes the first state) and
+    `output_width`. `head_blocks` are blocks that `forward` does not run (a classifier).
     """
 
     def __init__(self, *, dtype, seed: int, remat: str, name: str):
@@ -35,7 +35,7 @@ class Tower(keras.Model):
         self.built = True
 
     def parameters(self) -> dict:
-        """path -> Keras variable, in the order of `specs`, moving statistics included. Builds if necessary."""
+        """path -> Keras variable, in the order of `specs`, moving statistics included; builds if needed."""
         if not self.built:
             self.build()
         found = {}
@@ -49,7 +49,7 @@ class Tower(keras.Model):
 
     @tf.autograph.experimental.do_not_convert
     def forward(self, inputs, training: bool = False, noise: Noise | None = None):
-        """(features [B, output_width] in at least float32, statistics of ghost BatchNorm: see `statistic_variables`)."""
+        """(features [B, output_width] in at least float32, statistics: see `statistic_variables`)."""
         if not self.built:
             self.build()
         state, statistics = self.encode_inputs(inputs), []
@@ -64,8 +64,8 @@ class Tower(keras.Model):
         block = self.blocks[index]
         if self.remat != "blocks":
             return block.apply(state, training, noise)
-        # Gradients reach a recomputed function through its arguments alone: float tensors are arguments, the rest
-        # (token ids, masks, noise) is closed over. Statistics are outputs; no variable changes inside.
+        # Gradients reach a recomputed function through its arguments alone: float tensors are arguments, the
+        # rest (token ids, masks, noise) is closed over. Statistics are outputs; no variable changes inside.
         flat = tf.nest.flatten(state)
         floats = [i for i, tensor in enumerate(flat) if tensor.dtype.is_floating]
 
@@ -93,7 +93,7 @@ class Tower(keras.Model):
         return [v for block in self.blocks for norm in block.normalizations() for v in norm.moving_statistics]
 
     def moved_statistics(self, statistics: list) -> list[tuple]:
-        """(variable, new value) pairs: moving averages advanced once by the statistics of a step. Assigns nothing."""
+        """(variable, new value) pairs: moving averages advanced by one step's statistics. Assigns nothing."""
         if not statistics:
             return []
         momenta = [
@@ -111,6 +111,6 @@ class Tower(keras.Model):
         return moved
 
     def update_statistics(self, statistics: list) -> None:
-        """Advances the moving averages; once a step, outside any recomputed region. An empty list changes nothing."""
+        """Advances the moving averages: once a step, outside any recomputed region."""
         for variable, value in self.moved_statistics(statistics):
             variable.assign(value)
