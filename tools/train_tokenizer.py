@@ -123,7 +123,8 @@ def train(
         if not allow_smaller:
             raise ValueError(
                 f"{len(texts):,} sentences give at most {largest:,} pieces, but "
-                f"--vocabulary_size={vocabulary_size:,}: give more text, set --vocabulary_size={largest} or add --allow_smaller"
+                f"--vocabulary_size={vocabulary_size:,}: give more text, set "
+                f"--vocabulary_size={largest} or add --allow_smaller"
             ) from error
         print(
             f"text too small for {vocabulary_size:,} pieces: using the largest possible, {largest:,}",

@@ -89,8 +89,8 @@ class DecodedPictures:
         if needed > limit_bytes:
             raise MemoryError(
                 f"{source.count:,} decoded pictures of {side} x {side} take {needed / 2**30:.2f} GiB, the "
-                f"limit is {limit_bytes / 2**30:.2f} GiB: raise cache_limit_bytes, lower cache_side (now {side}), or set "
-                "cache_decoded=False to decode each picture when it is needed"
+                f"limit is {limit_bytes / 2**30:.2f} GiB: raise cache_limit_bytes, lower cache_side (now "
+                f"{side}), or set cache_decoded=False to decode each picture when it is needed"
             )
         self.side = side
         self.pictures = np.empty((source.count, side, side, 3), np.uint8)
@@ -171,8 +171,8 @@ class Batches:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         if batch_size > source.count:
             raise ValueError(
-                f"batch_size={batch_size} is larger than the dataset ({source.count:,} records): a batch would "
-                "hold a record twice; choose a smaller batch_size or a larger dataset"
+                f"batch_size={batch_size} is larger than the dataset ({source.count:,} records): a batch "
+                "would hold a record twice; choose a smaller batch_size or a larger dataset"
             )
         self.order = order if order is not None else ExampleOrder(source.count, seed)
         if self.order.count != source.count:
@@ -534,7 +534,8 @@ def _check_labels(labels: np.ndarray, num_classes: int) -> None:
     if labels.size and (labels.min() < 0 or labels.max() >= num_classes):
         wrong = labels.max() if labels.max() >= num_classes else labels.min()
         raise LookupError(
-            f"a record has the label {wrong}, but labels must lie in [0, {num_classes}): check num_classes and the dataset's label_names"
+            f"a record has the label {wrong}, but labels must lie in [0, {num_classes}): "
+            "check num_classes and the dataset's label_names"
         )
 
 

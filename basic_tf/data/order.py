@@ -137,8 +137,8 @@ class BlockOrder:
             raise ValueError(f"block, window and lanes must be at least 1, got {block}, {window}, {lanes}")
         if lanes > 1 and (batch_size is None or batch_size % lanes or count < lanes * block):
             raise ValueError(
-                f"lanes={lanes} must divide the batch size (got {batch_size}) and leave each lane a block of {block} "
-                f"records (got {count} in all)"
+                f"lanes={lanes} must divide the batch size (got {batch_size}) and leave each lane a block of "
+                f"{block} records (got {count} in all)"
             )
         self.seed, self.block, self.window, self.lanes = int(seed), int(block), int(window), int(lanes)
         self._lane_rows = batch_size // lanes if lanes > 1 else None

@@ -9,9 +9,9 @@ from basic_tf.data.memory import InMemorySource
 WORDS = ("apple", "boat", "cat", "drum", "egg", "fox", "goat", "hat", "ink", "jar")
 
 
-def smooth(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
+def smooth(rng: np.random.Generator, height: int, width: int, slower: float = 1.0) -> np.ndarray:
     """uint8 [height, width, 3] with slow random gradients, so that half a pixel changes little."""
-    y, x = np.mgrid[:height, :width]
+    y, x = np.mgrid[:height, :width] / slower
     waves = [
         np.sin(rng.uniform(0.02, 0.08) * x + rng.uniform(0.02, 0.08) * y + rng.uniform(0, 6))
         for _ in range(3)
@@ -34,7 +34,8 @@ def source(count: int, seed: int = 0, side: int = 24, damaged=(), broken=(), enc
     rng = np.random.default_rng(seed)
     examples = []
     for i in range(count):
-        image = b"\x89PNG\r\n\x1a\nnot a picture" if i in broken else encode(smooth(rng, side, side))
+        picture = smooth(rng, side, side)
+        image = png(picture)[:-30] if i in broken else encode(picture)
         word = WORDS[i % len(WORDS)]
         captions = [f"a {word}, number {i}", f"{word}, red, round"]
         examples.append(serialize_example(image, captions, [i % 7, 7 + i % 3][: 1 + i % 2], f"record {i}"))

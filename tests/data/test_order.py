@@ -32,7 +32,7 @@ def test_permutations_of_small_sets_are_uniform(count):
     """Every (rank, record) pair equally often, and every ordered pair of neighbours: chi-square over many
     keys.
     """
-    trials = 4000
+    trials = 1500
     hits = np.zeros((count, count))
     follows = np.zeros((count, count))
     for trial in range(trials):

@@ -144,7 +144,7 @@ def test_impossible_input_is_one_clear_line(tool, tmp_path):
     (tmp_path / "empty").write_text("\n\n")
     with pytest.raises(ValueError, match="empty holds no text"):
         tool.run([str(tmp_path / "empty")], str(tmp_path / "x.model"), SIZE)
-    with pytest.raises(FileNotFoundError, match="nowhere.txt does not exist"):
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.txt does not exist"):
         tool.run([str(tmp_path / "nowhere.txt")], str(tmp_path / "x.model"), SIZE)
 
 

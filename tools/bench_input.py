@@ -1,0 +1,130 @@
+r"""Measures the input pipeline alone: pictures per second of both roads, beside the rate of decoding only.
+
+  taskset -c 0 python tools/bench_input.py --output_sizes=32,48 --batch_size=512
+
+Everything is made here: small PNGs (64 px) for the cached road, photograph-like JPEGs (500 x 375) for the
+per-example road at 224 px. Each figure is the best of --repeats runs. The last line printed is one JSON
+object; `road_224_share` is the per-example road's rate as a share of decoding the same files whole with
+tf.io.decode_jpeg.
+"""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import numpy as np
+import tensorflow as tf
+from absl import app, flags
+
+from basic_tf.data.batches import LabelledBatches, cores
+from basic_tf.data.examples import serialize_example
+from basic_tf.data.images import ImageAugmentation
+from basic_tf.data.memory import InMemorySource
+
+_SIZES = flags.DEFINE_list("output_sizes", ["32", "48"], "Output sizes of the cached road.")
+_BATCH = flags.DEFINE_integer("batch_size", 512, "Pictures per batch of the cached road.", lower_bound=1)
+_SMALL = flags.DEFINE_integer("small_pictures", 2048, "Number of 64 px PNGs.", lower_bound=1)
+_LARGE = flags.DEFINE_integer("large_pictures", 256, "Number of 500 x 375 JPEGs.", lower_bound=1)
+_REPEATS = flags.DEFINE_integer("repeats", 3, "Runs of which the best counts.", lower_bound=1)
+
+# What a small run from scratch uses: geometry and colours all on.
+STRONG = {
+    "scale": (0.8, 1.2),
+    "aspect": (0.85, 1.18),
+    "rotation": 15.0,
+    "translation": 0.05,
+    "gain": 0.2,
+    "saturation": 0.3,
+    "recolour_probability": 0.3,
+    "grey_probability": 0.1,
+    "invert_probability": 0.1,
+}
+
+
+def picture(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
+    """uint8 [height, width, 3]: flat shapes, gradients and fine grain, so that a codec has something to
+    do.
+    """
+    y, x = np.mgrid[:height, :width]
+    result = np.stack(
+        [127 + 60 * np.sin(rng.uniform(0.01, 0.1) * x + rng.uniform(0, 6) * y / height)] * 3, -1
+    )
+    for _ in range(6):
+        top, left = rng.integers(0, height * 3 // 4), rng.integers(0, width * 3 // 4)
+        bottom, right = top + rng.integers(4, height // 2), left + rng.integers(4, width // 2)
+        result[top:bottom, left:right] = rng.integers(0, 256, 3)
+    if height > 100:
+        result = result + rng.normal(0, 12, result.shape)
+    return np.clip(result, 0, 255).astype(np.uint8)
+
+
+def source(encoded: list[bytes]) -> InMemorySource:
+    """The pictures as a dataset of ten classes."""
+    examples = [serialize_example(image, ["a picture"], [i % 10]) for i, image in enumerate(encoded)]
+    return InMemorySource(examples, {"label_names": [str(i) for i in range(10)]})
+
+
+def rate(run: Callable[[], int]) -> float:
+    """Pictures per second of the fastest run; `run` returns how many it made."""
+    run()
+    best = 0.0
+    for _ in range(_REPEATS.value):
+        start = time.perf_counter()
+        best = max(best, run() / (time.perf_counter() - start))
+    return round(best, 1)
+
+
+def dataset_rate(batches: LabelledBatches, steps: int) -> float:
+    """Pictures per second that come out of `dataset`, after its first batches."""
+    elements = iter(batches.dataset(parallel_batches=cores()))
+
+    def run():
+        return sum(len(next(elements)["record"].numpy()) for _ in range(steps))
+
+    return rate(run)
+
+
+def main(argv):
+    """Measures and prints."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments {argv[1:]}")
+    rng = np.random.default_rng(0)
+    figures = {"cores": cores(), "batch_size": _BATCH.value}
+
+    small = source([tf.io.encode_png(picture(rng, 64, 64)).numpy() for _ in range(_SMALL.value)])
+    batch = min(_BATCH.value, small.count)
+    for size in map(int, _SIZES.value):
+        for name, options in {"plain": {"scale": (0.8, 1.0)}, "strong": STRONG}.items():
+            start = time.perf_counter()
+            batches = LabelledBatches(small, ImageAugmentation(size, **options), batch, 1, cache_decoded=True)
+            figures["cache_fill_per_s"] = round(small.count / (time.perf_counter() - start), 1)
+            figures[f"cached_{size}_{name}_per_s"] = dataset_rate(batches, 8)
+            print(
+                f"cached road, {size} px, {name}: {figures[f'cached_{size}_{name}_per_s']:,} /s", flush=True
+            )
+
+    encoded = [tf.io.encode_jpeg(picture(rng, 375, 500), quality=90).numpy() for _ in range(_LARGE.value)]
+    decoding = tf.data.Dataset.from_tensor_slices(encoded)
+    decoding = decoding.map(lambda image: tf.io.decode_jpeg(image, 3), num_parallel_calls=cores())
+    figures["decode_only_per_s"] = rate(lambda: sum(1 for _ in decoding))
+    large = source(encoded)
+    steps = max(1, large.count // min(64, large.count))
+    batches = LabelledBatches(large, ImageAugmentation(224, flip=True), min(64, large.count), 1)
+    figures["road_224_per_s"] = dataset_rate(batches, steps)
+    figures["road_224_share"] = round(figures["road_224_per_s"] / figures["decode_only_per_s"], 3)
+    print(
+        f"per-example road, 500 x 375 JPEG to 224 px: {figures['road_224_per_s']:,} /s, "
+        f"decode only {figures['decode_only_per_s']:,} /s",
+        flush=True,
+    )
+    print(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    app.run(main)
