@@ -56,7 +56,7 @@ def run() -> None:
     from basic_tf.serving.saved_model import versions
 
     if FLAGS.model_dir:
-        from basic_tf.training import runs
+        from basic_tf import runs
 
         loaded = runs.load(FLAGS.model_dir, stage=FLAGS.stage, step=FLAGS.step)
         encoder = encoders.ModelEncoder(loaded.model, loaded.tokenizer, loaded.image_size, FLAGS.batch_size)

@@ -46,7 +46,7 @@ def run() -> None:
     saved_model.check_output(output_dir, FLAGS.overwrite)
     templates = prompts.load_templates(FLAGS.templates)
 
-    from basic_tf.training import runs
+    from basic_tf import runs
 
     loaded = runs.load(FLAGS.model_dir, stage=FLAGS.stage, step=FLAGS.step)
     provenance = {

@@ -12,7 +12,7 @@ be done (a wrong flag, no such SavedModel, no readable picture).
 
 import os
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # one line for each problem, and it is ours
 
 import sys
 

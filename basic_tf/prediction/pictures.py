@@ -149,13 +149,16 @@ def _read(path: str) -> bytes:
 def _check(encoded: bytes, thumbnails: bool, max_megapixels: float) -> tuple[bytes, Image.Image | None]:
     """Bytes the graph can decode, and a thumbnail where asked for."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow's own size warning: the limit below is ours
+        warnings.simplefilter("ignore")  # oddities in metadata, which nobody asked about
+        pillow_limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # the limit below is ours
         try:
             picture = Image.open(io.BytesIO(encoded))
         except UnidentifiedImageError:
             raise _NotReadableError(_what_it_is(encoded)) from None
         except Exception as error:  # a damaged header can raise anything inside Pillow's parsers
             raise _NotReadableError(f"is damaged: {_first_line(str(error))}") from None
+        finally:
+            Image.MAX_IMAGE_PIXELS = pillow_limit
         megapixels = picture.width * picture.height / 1e6
         if megapixels > max_megapixels:  # from the header: nothing is decoded yet
             raise _NotReadableError(

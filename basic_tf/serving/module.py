@@ -47,18 +47,22 @@ class ServingModule(tf.Module):
         # code.
         self.weights = [_plain_variable(weight) for weight in model.parameters().values()]
         self.log_inverse_temperature = _plain_variable(model.log_inverse_temperature)
-        self._encode_image, self._encode_text = model.encode_image, model.encode_text
+        size = self.image_size
+        # Each tower is traced once and called by all signatures that need it.
+        self._embed_pixels = tf.function(
+            lambda images: tf.cast(model.encode_image(images), tf.float32),
+            input_signature=[tf.TensorSpec([None, size, size, 3], tf.uint8)],
+        )
+        self._embed_bytes = tf.function(
+            lambda image_bytes: self._embed_pixels(decoding.decode_batch(image_bytes, self._view)),
+            input_signature=[tf.TensorSpec([None], tf.string)],
+        )
+        self._embed_texts = tf.function(
+            lambda texts: tf.cast(model.encode_text(tokenizer(texts)), tf.float32),
+            input_signature=[tf.TensorSpec([None], tf.string)],
+        )
         before, after = zip(*(template.split("{}") for template in templates))
         self._before, self._after = tuple(before), tuple(after)
-
-    def _embed_pixels(self, images: tf.Tensor) -> tf.Tensor:
-        return tf.cast(self._encode_image(images), tf.float32)
-
-    def _embed_bytes(self, image_bytes: tf.Tensor) -> tf.Tensor:
-        return self._embed_pixels(decoding.decode_batch(image_bytes, self._view))
-
-    def _embed_texts(self, texts: tf.Tensor) -> tf.Tensor:
-        return tf.cast(self._encode_text(self.tokenizer(texts)), tf.float32)
 
     def _probabilities(self, image_embeddings: tf.Tensor, class_embeddings: tf.Tensor) -> tf.Tensor:
         cosines = tf.matmul(image_embeddings, class_embeddings, transpose_b=True)  # [N, C]
