@@ -52,8 +52,8 @@ class _Microbatches(NamedTuple):
             rows = source(i)
             if rows.shape[0] is not None and isinstance(self.size, int) and rows.shape[0] != self.size:
                 raise ValueError(
-                    f"the function of the microbatch index returned {rows.shape[0]} rows; expected {self.size}, "
-                    "the size of a microbatch."
+                    f"the function of the microbatch index returned {rows.shape[0]} rows; expected "
+                    f"{self.size}, the size of a microbatch."
                 )
             return rows
         start = tf.concat([[i * self.size], tf.zeros([source.shape.rank - 1], tf.int32)], 0)
@@ -160,8 +160,8 @@ def _cut(batch, microbatch: int | None) -> _Microbatches:
         divisors = [d for d in range(1, batch + 1) if batch % d == 0]
         below, above = max(d for d in divisors if d < microbatch), min(d for d in divisors if d > microbatch)
         raise ValueError(
-            f"{batch} pairs on a replica cannot be cut into microbatches of {microbatch}: the microbatch must "
-            f"divide {batch}. The nearest that do are {below} and {above}."
+            f"{batch} pairs on a replica cannot be cut into microbatches of {microbatch}: the microbatch "
+            f"must divide {batch}. The nearest that do are {below} and {above}."
         )
     return _Microbatches(batch // microbatch, microbatch)
 
