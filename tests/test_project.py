@@ -78,7 +78,11 @@ def third_party_imports() -> dict[str, str]:
                 continue
             for module in modules:
                 found.setdefault(module.split(".")[0], str(path.relative_to(ROOT)))
-    return {name: file for name, file in found.items() if name not in sys.stdlib_module_names | {"basic_tf"}}
+    return {
+        name: file
+        for name, file in found.items()
+        if name not in sys.stdlib_module_names | {"basic_tf", "tools"}
+    }
 
 
 def test_what_is_imported_is_required():
