@@ -3,11 +3,12 @@ r"""Makes real image-text data out of emoji: fetches, renders, joins, splits, wr
   python tools/prepare_emoji.py --output_dir=data/emoji
   python tools/prepare_emoji.py --output_dir=data/emoji --source_dir=folder_of_tgz_files     (without network)
 
-Pictures: ten styles of npm packages (tools/emoji/packages.py) and, where the font is installed, Symbola's line drawings.
-Datasets (basic_tf/data/records.py): train; test_in_distribution; test_<style> for each held-out style;
-test_held_out_concepts; retrieval. Beside them: splits.json, tokenizer_text.txt (the training captions),
-contact_sheet.png, samples/ (a few pictures to try predict.py on), cache/ (packages and rendered pictures).
-A complete output is left alone; an interrupted run goes on where it was. train.json is written last.
+Pictures: ten styles of npm packages (tools/emoji/packages.py) and, where the font is installed, Symbola's
+line drawings. Datasets (basic_tf/data/records.py): train; test_in_distribution; test_<style> for each
+held-out style; test_held_out_concepts; retrieval. Beside them: splits.json, tokenizer_text.txt (the training
+captions), contact_sheet.png, samples/ (a few pictures to try predict.py on), cache/ (packages and rendered
+pictures). A complete output is left alone; an interrupted run goes on where it was. train.json is written
+last.
 """
 
 import collections
@@ -85,7 +86,7 @@ def main(argv):
 def prepare(
     output_dir: str, cache_dir: str | None, source_dir: str | None, size: int, font: str | None
 ) -> None:
-    """Makes the datasets unless they are there. Errors say what to do; nothing half-written stays behind them."""
+    """Makes the datasets unless they are there. Errors say what to do and leave nothing half-written."""
     console, start = Console(), time.monotonic()
     if cache_dir is None:
         if "://" in output_dir:
@@ -107,7 +108,7 @@ def prepare(
     files = npm.fetch(packages.PACKAGES, Path(cache_dir), Path(source_dir) if source_dir else None)
     concepts = load_concepts(files)
     drawings = {
-        style: styles.icon_pictures(files[package.name], concepts)
+        style: styles.icon_pictures(files[package.name], concepts, packages.MISTAKEN.get(style, ()))
         for style, package in packages.STYLE_PACKAGES.items()
     }
     if font:

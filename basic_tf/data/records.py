@@ -154,7 +154,7 @@ class RecordWriter:
 
 
 class RecordSource:
-    """The records of a dataset by number, 0 to count - 1, shard after shard; threads and forks may share it."""
+    """The records of a dataset by number, 0 to count - 1, shard after shard; threads and forks share it."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""What is said of a picture: several captions, different for the styles of one concept, none naming a held-out concept."""
+"""What is said of a picture: several captions, different for each style, none that names a held-out concept."""
 
 from collections.abc import Sequence
 
@@ -48,8 +48,8 @@ def described(concept: Concept, most: int = 10) -> str:
 def captions(concept: Concept, style: str, forbidden: Phrases, seed: int) -> list[str]:
     """About ten distinct captions of the picture of a concept in a style; its name first.
 
-    Keyword lists are shuffled subsets of different sizes, drawn by (seed, concept, style). Captions that name something
-    forbidden are left out.
+    Keyword lists are shuffled subsets of different sizes, drawn by (seed, concept, style). Captions that name
+    something forbidden are left out.
     """
     draw = (seed, concept.code, style)
     name, article = concept.name, _article(concept.name)

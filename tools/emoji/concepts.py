@@ -20,9 +20,9 @@ class Concept:
     """One emoji.
 
     code: its codepoints in hexadecimal, joined by "-", without the variation selector FE0F: "1f431".
-    name: the CLDR name. unicode_name: the older name of its character ("" for sequences). aliases: its shortcodes as
-    phrases. keywords: what describes it, the name not among them. group, subgroup: Unicode's ("Food & Drink",
-    "food-fruit").
+    name: the CLDR name. unicode_name: the older name of its character ("" for sequences). aliases: its
+    shortcodes as phrases. keywords: what describes it, the name not among them. group, subgroup: Unicode's
+    ("Food & Drink", "food-fruit").
     """
 
     code: str
@@ -36,7 +36,7 @@ class Concept:
 
     @property
     def concrete(self) -> bool:
-        """A thing or an animal: what zero-shot classes are taken from. Twenty-four clock faces are too alike."""
+        """A thing or an animal: what zero-shot classes are taken from. Clock faces are too alike."""
         return self.group in _CONCRETE_GROUPS and self.subgroup != _CLOCKS
 
     @property
@@ -57,7 +57,7 @@ def normal_code(code: str) -> str:
 
 
 def load_concepts(files: Mapping[str, Path]) -> list[Concept]:
-    """All concepts in the order of unicode-emoji-json. files: package name -> .tgz, as `npm.fetch` gives them."""
+    """All concepts in the order of unicode-emoji-json. files: package name -> .tgz, from `npm.fetch`."""
     base = npm.read_json(files[UNICODE_EMOJI.name], "data-by-emoji.json")
     lists = npm.read_json(files[EMOJILIB.name], "dist/emoji-en-US.json")
     entries, messages, unicode_names, *shortcodes = npm.read_json(

@@ -42,8 +42,8 @@ class Dataset:
 class Datasets:
     """All datasets of the emoji data.
 
-    pngs: style -> concept code -> picture. `train` leaves out the pictures that are near-identical to a test picture;
-    `removed` has their ids.
+    pngs: style -> concept code -> picture. `train` leaves out the pictures that are near-identical to a test
+    picture; `removed` has their ids.
     """
 
     def __init__(self, concepts: Sequence[Concept], splits: Splits, pngs: Mapping[str, Mapping[str, bytes]]):

@@ -1,4 +1,4 @@
-"""Labels of stage 1: many for each picture, as in JFT - the concept itself, its keywords, its subgroup, its group."""
+"""Labels of stage 1, many for each picture: the concept, its keywords, its subgroup, its group."""
 
 import collections
 import dataclasses
@@ -13,7 +13,7 @@ LEAST_CONCEPTS = 4  # a keyword of fewer concepts says no more than the concept 
 
 @dataclasses.dataclass(frozen=True)
 class Labels:
-    """names and kinds ("concept", "keyword", "subgroup", "group") of all labels; of: concept code -> its label numbers."""
+    """All labels: names, kinds ("concept", "keyword", "subgroup", "group"); those of each concept by its code."""
 
     names: tuple[str, ...]
     kinds: tuple[str, ...]

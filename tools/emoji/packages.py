@@ -2,8 +2,8 @@
 
 from tools.sources.npm import Package
 
-# In the order of the contact sheet. Never hold one out against the other: fluent-emoji-flat and fluent-emoji (3D)
-# are the same art; that is why only the flat ones are here.
+# In the order of the contact sheet. Never hold one out against the other: fluent-emoji-flat and fluent-emoji
+# (3D) are the same art; that is why only the flat ones are here.
 TRAINING_STYLES = (
     "noto",
     "twemoji",
@@ -79,6 +79,9 @@ STYLE_PACKAGES = {
         "Apache-2.0",
     ),
 }
+# Codepoints to which a package gives the picture of something else: openmoji's "scroll" is a mouse's wheel.
+MISTAKEN = {"openmoji": ("1f4dc",)}
+
 EMOJILIB = Package(
     "emojilib",
     "4.0.3",

@@ -49,7 +49,7 @@ def _read(file: Path) -> dict[str, bytes] | None:
 
 
 def contact_sheet(pngs: Mapping[str, Mapping[str, bytes]], codes: list[str], size: int) -> bytes:
-    """A PNG: concepts as rows, styles as columns (in the order of `pngs`); grey where a style lacks the concept."""
+    """A PNG: concepts as rows, styles as columns (as in `pngs`); grey where a style lacks the concept."""
     sheet = Image.new("RGB", ((size + 4) * len(pngs), (size + 4) * len(codes)), (200, 200, 200))
     for column, of_style in enumerate(pngs.values()):
         for row, code in enumerate(codes):

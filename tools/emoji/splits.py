@@ -19,10 +19,11 @@ RETRIEVAL_PICTURES = 400
 class Splits:
     """All by concept code.
 
-    test: classes of the zero-shot tests; concepts that are trained on. held_out: concepts that no training picture
-    shows and no training text names. hidden: test concept -> the training style whose picture of it is the in-distribution
-    test and is not trained on. retrieval: training concept (none of `test`) -> the held-out style whose picture of it is
-    in the retrieval test; one picture a concept, so that a caption fits one picture only.
+    test: classes of the zero-shot tests; concepts that are trained on. held_out: concepts that no training
+    picture shows and no training text names. hidden: test concept -> the training style whose picture of it
+    is the in-distribution test and is not trained on. retrieval: training concept (none of `test`) -> the
+    held-out style whose picture of it is in the retrieval test; one picture a concept, so that a caption fits
+    one picture only.
     """
 
     seed: int
@@ -55,9 +56,9 @@ def make_splits(
 ) -> Splits:
     """Draws the splits. available: style -> the codes of the concepts it has.
 
-    Test concepts are drawn by hash among the concrete ones. Held-out concepts are drawn by hash among the other concrete
-    ones none of whose names occurs inside the name of another concept, inside a group's or a caption's fixed words: if
-    "fish" were held out, "tropical fish" could not be named in any caption.
+    Test concepts are drawn by hash among the concrete ones. Held-out concepts are drawn by hash among the
+    other concrete ones none of whose names occurs inside the name of another concept, inside a group's or a
+    caption's fixed words: if "fish" were held out, "tropical fish" could not be named in any caption.
     ValueError if there are too few concepts.
     """
     concrete = [concept for concept in concepts if concept.concrete]
@@ -66,8 +67,8 @@ def make_splits(
     eligible = [concept for concept in others if not _occurs_elsewhere(concept, concepts)]
     if len(tested) < test or len(eligible) < held_out:
         raise ValueError(
-            f"{len(concrete)} concrete concepts, {len(eligible)} of the rest fit to be held out: too few for {test} test "
-            f"and {held_out} held-out concepts"
+            f"{len(concrete)} concrete concepts, {len(eligible)} of the rest fit to be held out: too few for "
+            f"{test} test and {held_out} held-out concepts"
         )
     unseen = choices.ordered(eligible, seed, "held out", key=_code)[:held_out]
     styles = {style: set(codes) for style, codes in available.items()}

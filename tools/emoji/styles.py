@@ -7,7 +7,6 @@ import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-
 from tools.emoji.concepts import Concept, normal_code
 from tools.sources import npm
 from tools.sources.render import Picture, svg_document
@@ -31,8 +30,9 @@ def slug(name: str) -> str:
 def join(concepts: Sequence[Concept], icons: Iterable[str], by_code: Mapping[str, str]) -> dict[str, str]:
     """Concept code -> icon name, for the concepts that the style has.
 
-    By codepoint where the set knows them; else by CLDR name, by the character's own Unicode name, by a shortcode, in
-    this order, hyphens ignored (older sets use older names; fxemoji writes "babychick"). An icon serves one concept.
+    By codepoint where the set knows them; else by CLDR name, by the character's own Unicode name, by a
+    shortcode, in this order, hyphens ignored (older sets use older names; fxemoji writes "babychick"). An
+    icon serves one concept.
     """
     icons = list(icons)
     names = {name: name for name in icons}
@@ -58,27 +58,23 @@ def join(concepts: Sequence[Concept], icons: Iterable[str], by_code: Mapping[str
     return joined
 
 
-def icon_pictures(archive: Path, concepts: Sequence[Concept]) -> dict[str, Picture]:
-    """The SVGs of a style of an @iconify-json package, by concept code."""
+def icon_pictures(
+    archive: Path, concepts: Sequence[Concept], mistaken: Iterable[str] = ()
+) -> dict[str, Picture]:
+    """The SVGs of a style of an @iconify-json package, by concept code; none for the codes in `mistaken`."""
     icons, chars = npm.read_json(archive, "icons.json", "chars.json")
     aliases = icons.get("aliases", {})
     by_code: dict[str, str] = {}
     for code, name in chars.items():
         by_code.setdefault(normal_code(code), name)
     joined = join(concepts, [*icons["icons"], *aliases], by_code)
-    seen: dict[str, str] = {}
-    pictures = {}
-    for code, name in joined.items():
-        document = _document(icons, name)
-        # An alias of an icon that another concept already has would be its picture under another name.
-        if document not in seen:
-            seen[document] = code
-            pictures[code] = Picture(svg=document)
-    return pictures
+    return {
+        code: Picture(svg=_document(icons, name)) for code, name in joined.items() if code not in mistaken
+    }
 
 
 def _document(icons: Mapping, name: str) -> str:
-    """The SVG of an icon or alias; aliases may mirror or turn their parent (iconify's rule: mirror, then turn)."""
+    """The SVG of an icon or alias; aliases may mirror and turn their parent (in this order)."""
     chain = []
     while name not in icons["icons"]:
         chain.append(icons["aliases"][name])

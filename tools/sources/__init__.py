@@ -1,1 +1,1 @@
-"""What every tools/prepare_*.py needs: fetching packages, rendering pictures, keeping held-out names out of texts."""
+"""What every tools/prepare_*.py needs: fetching, rendering, choosing by hash, held-out names, duplicates."""

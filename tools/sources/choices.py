@@ -11,7 +11,7 @@ def number(*parts: object) -> int:
 
 
 def ordered(items: Iterable, *parts: object, key=str) -> list:
-    """The items in an order drawn by hash; each item's place among others does not depend on which others there are."""
+    """The items in an order drawn by hash; adding an item leaves the order of the others as it was."""
     return sorted(items, key=lambda item: (number(*parts, key(item)), key(item)))
 
 

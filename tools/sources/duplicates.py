@@ -11,9 +11,10 @@ _ROWS = 256
 def near_identical(pictures: np.ndarray, others: Sequence[np.ndarray], most: float = 0.02) -> np.ndarray:
     """Which of `pictures` are near-identical to any of `others`: bool [N].
 
-    pictures, others: uint8 [N, S, S, 3] and [M, S, S, 3], S a multiple of 16. Two pictures are near-identical if the sum
-    of their absolute differences is at most `most` of the ink (255 - value, summed) of the one that has more; 0 finds
-    equal pixels only. Reduced pictures find the candidates: reduction never makes the difference of two pictures larger.
+    pictures, others: uint8 [N, S, S, 3] and [M, S, S, 3], S a multiple of 16. Two pictures are near-identical
+    if the sum of their absolute differences is at most `most` of the ink (255 - value, summed) of the one
+    that has more; 0 finds equal pixels only. Reduced pictures find the candidates: reduction never makes the
+    difference of two pictures larger.
     """
     pictures, others = np.asarray(pictures), np.asarray(others)
     found = np.zeros(len(pictures), bool)

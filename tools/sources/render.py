@@ -24,7 +24,7 @@ class Picture:
 
 
 def svg_document(body: str, left: float, top: float, width: float, height: float) -> str:
-    """An SVG document around the elements of an icon; a box that is not square is centred when rendered square."""
+    """An SVG document around the elements of an icon; what is not square is centred when rendered square."""
     return (
         '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
         f'viewBox="{left:g} {top:g} {width:g} {height:g}" width="{width:g}" height="{height:g}">{body}</svg>'
@@ -53,7 +53,8 @@ def render_all(pictures: Iterable[Picture], size: int, workers: int | None = Non
     if workers == 1:
         yield from (render(picture, size) for picture in pictures)
         return
-    # Spawned, not forked: the parent has threads (the progress bar's), and resvg holds the interpreter's lock.
+    # Spawned, not forked: the parent has threads (the progress bar's), and resvg holds the interpreter's
+    # lock.
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
         pictures = list(pictures)
         yield from pool.map(render, pictures, [size] * len(pictures), chunksize=_CHUNK)
@@ -71,7 +72,7 @@ def _png(image: Image.Image) -> bytes:
 
 
 def _glyph(text: str, font: str, size: int) -> Image.Image:
-    """Black on white, centred, as large as fits with a small margin; drawn at 4 times the size and reduced."""
+    """Black on white, centred, as large as fits with a margin; drawn at 4 times the size and reduced."""
     canvas, room = 4 * size, 4 * size - size // 4
     face = ImageFont.truetype(font, canvas)
     left, top, right, bottom = face.getbbox(text)
