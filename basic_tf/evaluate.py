@@ -27,7 +27,7 @@ flags.DEFINE_string(
     "templates", None, 'Prompt templates: "emoji", "bare", or a JSON file {"templates": [...]}.'
 )
 flags.DEFINE_string(
-    "described_templates", None, "Templates for the described classes (default: as --templates)."
+    "described_templates", "bare", "Templates for classes given by a description, as --templates."
 )
 flags.DEFINE_string(
     "canonicalisation", "as_is", 'Class names "as_is" or "plain" (lower case, no punctuation).'
@@ -51,10 +51,11 @@ def flag_problem(arguments: list[str]) -> str | None:
 
 def run() -> None:
     """The whole recipe."""
+    from basic_tf.evaluation import datasets, prompts, report, suite
     from basic_tf.evaluation import encoder as encoders
-    from basic_tf.evaluation import prompts, report, suite
     from basic_tf.serving.saved_model import versions
 
+    datasets.test_names(FLAGS.data_dir)  # a folder without tests is said before the model is loaded
     if FLAGS.model_dir:
         from basic_tf import runs
 
@@ -70,13 +71,12 @@ def run() -> None:
         origin = {key: value for key, value in encoder.metadata["provenance"].items() if key != "config"}
         provenance = {"model": FLAGS.saved_model, **origin}
 
-    described = prompts.load_templates(FLAGS.described_templates) if FLAGS.described_templates else None
     results = suite.run(
         encoder,
         FLAGS.data_dir,
         templates,
         tests=FLAGS.tests,
-        described_templates=described,
+        described_templates=prompts.load_templates(FLAGS.described_templates),
         canonicalisation=FLAGS.canonicalisation,
         with_retrieval=FLAGS.retrieval,
         say=lambda line: print(line, flush=True),

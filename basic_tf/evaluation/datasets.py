@@ -87,7 +87,7 @@ def _examples(source: RecordSource, size: int):
 
 
 def test_names(data_dir: str) -> list[str]:
-    """The names of the zero-shot tests in a folder: `test_openmoji.json` is "openmoji"."""
+    """The names of the tests in a folder: `test_openmoji.json` is "openmoji". FileNotFoundError if none."""
     if not tf.io.gfile.isdir(data_dir):
         raise FileNotFoundError(f"--data_dir={data_dir} is not a folder; tools/prepare_emoji.py makes one")
     names = [
@@ -95,6 +95,10 @@ def test_names(data_dir: str) -> list[str]:
         for name in tf.io.gfile.listdir(data_dir)
         if name.startswith(_PREFIX) and name.endswith(".json")
     ]
+    if not names:
+        raise FileNotFoundError(
+            f"{data_dir} holds no test (no test_*.json); tools/prepare_emoji.py writes some"
+        )
     return sorted(names)
 
 
@@ -106,7 +110,7 @@ def open_test(data_dir: str, name: str) -> TestSet:
     path = posixpath.join(data_dir, f"{_PREFIX}{name}.json")
     if not tf.io.gfile.exists(path):
         raise FileNotFoundError(
-            f"no test {name!r} in {data_dir}; there are: {', '.join(test_names(data_dir)) or 'none'}"
+            f"no test {name!r} in {data_dir}; there are: {', '.join(test_names(data_dir))}"
         )
     source = RecordSource.open(path)
     classes, described = class_texts(source.metadata, path)

@@ -11,14 +11,15 @@ from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
+# The phrasing of the emoji data's training captions (tools/emoji/captions.py).
 EMOJI_TEMPLATES = (
     "{}",
-    "a picture of {}",
     "a picture of a {}",
-    "an emoji of a {}",
-    "a small icon of a {}",
-    "a drawing of a {}",
-    "a flat coloured drawing of a {}",
+    "a picture of the {}",
+    "an icon of a {}",
+    "an image of {}",
+    "a small drawing of a {}",
+    "a simple drawing of the {}",
     "the symbol for {}",
 )
 BARE_TEMPLATES = ("{}",)

@@ -30,6 +30,7 @@ def results(suite: SuiteResult, provenance: dict) -> dict:
         "provenance": {
             **provenance,
             "templates": list(suite.templates),
+            "described_templates": list(suite.described_templates),
             "canonicalisation": suite.canonicalisation,
         },
     }
@@ -103,7 +104,7 @@ def markdown(content: dict, figures: Sequence[str] = ()) -> str:
     provenance = content["provenance"]
     lines += ["", "## How this was made", ""]
     for key, value in provenance.items():
-        if key == "templates":
+        if key.endswith("templates"):
             value = ", ".join(f"`{template}`" for template in value)
         elif isinstance(value, dict):
             value = ", ".join(f"{inner} {text}" for inner, text in value.items())

@@ -24,6 +24,7 @@ class SuiteResult:
     classes: dict[str, tuple[str, ...]]
     retrieval: dict[str, dict] | None
     templates: tuple[str, ...]
+    described_templates: tuple[str, ...]
     canonicalisation: str
     seconds: float
 
@@ -52,7 +53,7 @@ def run(
     data_dir: str,
     templates: Sequence[str],
     tests: Sequence[str] | None = None,
-    described_templates: Sequence[str] | None = None,
+    described_templates: Sequence[str] = prompts.BARE_TEMPLATES,
     canonicalisation: str = "as_is",
     subsets: dict[str, np.ndarray] | None = None,
     with_retrieval: bool = True,
@@ -62,16 +63,11 @@ def run(
     """Evaluates the tests of a data folder (all of them if `tests` is None).
 
     A test whose classes all have a `described` text and whose name begins with "held_out_concepts" is
-    evaluated a second time with those texts, as `<name>_described`, in `described_templates` (as `templates`
-    if None). subsets: class masks by test. say: takes one line of progress at a time. FileNotFoundError if
-    there is no test.
+    evaluated a second time with those texts, as `<name>_described`, in `described_templates`. subsets: class
+    masks by test. say: takes one line of progress at a time. FileNotFoundError if there is no test.
     """
     begin = time.monotonic()
     names = report_order(datasets.test_names(data_dir)) if tests is None else list(tests)
-    if not names:
-        raise FileNotFoundError(
-            f"{data_dir} holds no test (no test_*.json); tools/prepare_emoji.py writes some"
-        )
     weights_of: dict[tuple, np.ndarray] = {}  # tests of several styles share their classes
 
     def weights_for(texts, in_templates):
@@ -85,7 +81,7 @@ def run(
         test = datasets.open_test(data_dir, name)
         variants = [(name, test.classes, templates)]
         if test.described is not None and name.startswith("held_out_concepts"):
-            variants.append((name + DESCRIBED, test.described, described_templates or templates))
+            variants.append((name + DESCRIBED, test.described, described_templates))
         weights = [weights_for(texts, in_templates) for _, texts, in_templates in variants]
         subset = (subsets or {}).get(name)
         classifiers = [zero_shot.ZeroShotClassifier(rows, subset=subset, keep=keep) for rows in weights]
@@ -111,7 +107,13 @@ def run(
             f"text to image R@1 {100 * recalls['text_to_image']['R@1']:.1f} %"
         )
     return SuiteResult(
-        results, classes, recalls, tuple(templates), canonicalisation, time.monotonic() - begin
+        results,
+        classes,
+        recalls,
+        tuple(templates),
+        tuple(described_templates),
+        canonicalisation,
+        time.monotonic() - begin,
     )
 
 

@@ -119,14 +119,18 @@ def test_probabilities(model, tokenizer, view, stranger):
 
 
 def test_fixed_batches_do_not_change_the_result(exported, pictures):
-    small, large = SavedModelEncoder(exported, batch_size=2), SavedModelEncoder(exported, batch_size=64)
-    for method, rows in (("encode_image_bytes", pictures), ("encode_text", TEXTS)):
-        together = getattr(small, method)(rows)
-        np.testing.assert_array_equal(together[-1:], getattr(small, method)(rows[-1:]))  # to the bit
-        np.testing.assert_allclose(together, getattr(large, method)(rows), atol=1e-5)
-        assert getattr(small, method)([]).shape == (0, 24)
+    encoder = SavedModelEncoder(exported, batch_size=2)
     pixels = np.random.default_rng(8).integers(0, 256, (5, SIZE, SIZE, 3), dtype=np.uint8)
-    np.testing.assert_array_equal(small.encode_images(pixels)[4:], small.encode_images(pixels[4:]))
+    cases = {"encode_image_bytes": pictures, "encode_text": TEXTS, "encode_images": pixels}
+    together = {method: getattr(encoder, method)(rows) for method, rows in cases.items()}
+    for method, rows in cases.items():
+        np.testing.assert_array_equal(
+            together[method][-1:], getattr(encoder, method)(rows[-1:])
+        )  # to the bit
+        assert getattr(encoder, method)(rows[:0]).shape == (0, 24)
+    encoder.batch_size = 64
+    for method, rows in cases.items():
+        np.testing.assert_allclose(together[method], getattr(encoder, method)(rows), atol=1e-5)
 
 
 def test_one_trace_whatever_the_number_of_pictures(model, tokenizer, view, pictures):
@@ -171,10 +175,39 @@ def test_export_keeps_what_is_there(exported, model, tokenizer, view, tmp_path):
         SavedModelEncoder(str(tmp_path))
 
 
-def test_overwrite(model, tokenizer, tmp_path):
+class Toy(tf.Module):
+    """The least that can be exported."""
+
+    def __init__(self):
+        super().__init__()
+        self.log_inverse_temperature = tf.Variable(1.0)
+        self.scale = tf.Variable([1.0, 2.0])
+
+    def parameters(self):
+        return {"scale": self.scale, "log_inverse_temperature": self.log_inverse_temperature}
+
+    def encode_image(self, images):
+        return tf.math.l2_normalize(
+            tf.reduce_mean(tf.cast(images, tf.float32), (1, 2))[:, :2] * self.scale, -1
+        )
+
+    def encode_text(self, ids):
+        return tf.math.l2_normalize(tf.cast(ids[:, :2], tf.float32) * self.scale + 0.1, -1)
+
+
+def test_overwrite(tokenizer, tmp_path):
     path = str(tmp_path / "model")
-    saved_model.export(model, tokenizer, 32, path, ("one {}",))
-    saved_model.export(model, tokenizer, 32, path + "/", ("two {}",), overwrite=True)
+    saved_model.export(Toy(), tokenizer, 32, path, ("one {}",))
+    saved_model.export(Toy(), tokenizer, 32, path + "/", ("two {}",), overwrite=True)
     with open(os.path.join(path, saved_model.METADATA_FILE)) as file:
-        assert json.load(file)["templates"] == ["two {}"]
+        metadata = json.load(file)
+    assert metadata["templates"] == ["two {}"] and metadata["embedding_dim"] == 2
+    assert metadata["temperature"] == pytest.approx(np.exp(-1), abs=1e-6)
     assert os.listdir(tmp_path) == ["model"]
+
+
+def test_a_weight_that_is_no_variable_is_refused(tokenizer, tmp_path):
+    toy = Toy()
+    toy.parameters = lambda: {"scale": np.ones(2)}
+    with pytest.raises(TypeError, match="received ndarray"):
+        saved_model.export(toy, tokenizer, 32, str(tmp_path / "model"))

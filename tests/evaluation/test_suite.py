@@ -2,6 +2,9 @@
 
 import io
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +12,9 @@ from PIL import Image
 
 from basic_tf.data.records import RecordWriter, serialize_example
 from basic_tf.evaluation import datasets, pictures, report, suite
+from basic_tf.evaluation.encoder import SavedModelEncoder
+
+ROOT = Path(__file__).resolve().parents[2]
 
 COLOURS = {
     "red": (250, 10, 10),
@@ -133,7 +139,7 @@ def test_retrieval(evaluated):
 
 
 def test_tests_that_share_classes_share_weights(evaluated, data_dir):
-    assert evaluated[2].texts == 7 * 2 + 2 * 2 + 3 * 2 + 7 * 3  # colours once; names; descriptions; captions
+    assert evaluated[2].texts == 7 * 2 + 2 * 2 + 3 + 7 * 3  # colours once; names; descriptions; captions
 
 
 def test_results_files(evaluated, data_dir, tmp_path):
@@ -216,3 +222,22 @@ def test_damaged_records_are_left_out(tmp_path):
 def test_long_names_are_shortened():
     assert pictures.shortened("a very long name", 8) == "a very…"
     assert pictures.shortened("short", 8) == "short"
+
+
+def test_the_binary_on_a_saved_model(data_dir, exported, tmp_path):
+    """The numbers of the binary are those of the suite; missing things are one line and the exit code 2."""
+
+    def evaluate(*arguments):
+        command = [sys.executable, "-m", "basic_tf.evaluate", *arguments]
+        return subprocess.run(command, check=False, cwd=ROOT, capture_output=True, text=True, timeout=300)
+
+    done = evaluate(f"--saved_model={exported}", f"--data_dir={data_dir}", f"--output_dir={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    content = json.loads((tmp_path / "results.json").read_text())
+    encoder = SavedModelEncoder(exported)
+    expected = suite.run(encoder, data_dir, encoder.metadata["templates"])
+    assert content["zero_shot"] == {name: entry.summary() for name, entry in expected.zero_shot.items()}
+    assert content["retrieval"] == expected.retrieval and content["summary"] == expected.summary()
+    assert content["provenance"]["step"] == 7 and content["provenance"]["versions"]["tensorflow"]
+    missing = evaluate(f"--saved_model={exported}", f"--data_dir={tmp_path}", f"--output_dir={tmp_path}")
+    assert missing.returncode == 2 and "holds no test" in missing.stderr and "Traceback" not in missing.stderr
