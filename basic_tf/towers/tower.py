@@ -89,7 +89,9 @@ class Tower(keras.Model):
 
     @property
     def statistic_variables(self) -> list:
-        """BatchNorm's moving means and variances as Keras variables, in the order of the statistics."""
+        """BatchNorm's moving means and variances as Keras variables, in the order of the statistics; builds if needed."""
+        if not self.built:
+            self.build()
         return [v for block in self.blocks for norm in block.normalizations() for v in norm.moving_statistics]
 
     def moved_statistics(self, statistics: list) -> list[tuple]:
