@@ -158,10 +158,10 @@ def _cut(batch, microbatch: int | None) -> _Microbatches:
             return _Microbatches(batch // microbatch, microbatch)
     if batch % microbatch:
         divisors = [d for d in range(1, batch + 1) if batch % d == 0]
-        below, above = max(d for d in divisors if d < microbatch), min(d for d in divisors if d > microbatch)
+        nearest = [max(d for d in divisors if d < microbatch), *(d for d in divisors if d > microbatch)][:2]
         raise ValueError(
             f"{batch} pairs on a replica cannot be cut into microbatches of {microbatch}: the microbatch "
-            f"must divide {batch}. The nearest that do are {below} and {above}."
+            f"must divide {batch}. The nearest that do: {', '.join(map(str, nearest))}."
         )
     return _Microbatches(batch // microbatch, microbatch)
 

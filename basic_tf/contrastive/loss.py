@@ -6,7 +6,8 @@ With unit rows F (images) and G (texts), s the inverse temperature and A = s F G
     r_i = log sum_j exp A_ij,   c_j = log sum_i exp A_ij
 
 The B x B matrix A never exists: pass A walks over tiles of it and keeps r and c; pass B computes each tile
-again and turns it into its share of both gradients. With P = exp(A - r), Q = exp(A - c^T), dA = (P + Q - 2I) / 2B,
+again and turns it into its share of both gradients. With P = exp(A - r), Q = exp(A - c^T) and
+dA = (P + Q - 2I) / 2B,
 
     dF = s dA G,   dG = s dA^T F,   dloss / dlog s = sum dA * A = sum_i <F_i, dF_i>
 
@@ -14,8 +15,8 @@ so the temperature is free. That is four products of B x B x D against three of 
 O(B D + tile) against O(B^2).
 
 Under data parallelism each replica holds L = B / replicas rows of both embeddings. It sets its own image rows
-against the gathered text columns; the column sums of the replicas are added up between the passes, the
-partial dG after them. Every collective is called here by hand, outside loops, and none is ever differentiated.
+against the gathered text columns; the column sums of the replicas are added up between the passes, the partial
+dG after them. Every collective is called here by hand, outside loops, and none is ever differentiated.
 """
 
 import math
@@ -327,8 +328,8 @@ class _Problem:
 
         Every row and column holds its positive, so every log-sum-exp is at least d = min_i A_ii; by
         Cauchy-Schwarz no logit exceeds b = s max|F_i| max|G_j|. With M the logarithm of the largest float (88.7
-        in float32) and K = min(b, d + 0.62 M): no sum is below exp(-0.62 M), beside which everything that
-        underflows is less than one rounding, and nothing overflows if b - K + log B < M - 2. In float32 that
+        in float32) and K = min(b, d + 0.62 M): no sum is below exp(-0.62 M), beside which all that underflows
+        is less than one rounding, and nothing overflows if b - K + log B < M - 2. In float32 that
         covers any batch of unit rows up to s = 64, and s = 100 unless a pair has a cosine below about -0.28.
         Otherwise the maxima are streamed.
         """
@@ -405,8 +406,8 @@ class _Problem:
 def _check(images, texts, tile, label_smoothing, max_inverse_temperature, precision):
     if images.shape.rank != 2 or texts.shape.rank != 2 or not images.shape.is_compatible_with(texts.shape):
         raise ValueError(
-            f"contrastive_loss expects image and text embeddings of one shape [B, D]; received {images.shape} and "
-            f"{texts.shape}. Row i of both must belong to the same pair."
+            f"contrastive_loss expects image and text embeddings of one shape [B, D]; received {images.shape} "
+            f"and {texts.shape}. Row i of both must belong to the same pair."
         )
     if images.shape[0] == 0:
         raise ValueError("contrastive_loss received an empty batch; it needs at least one pair.")

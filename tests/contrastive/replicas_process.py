@@ -1,6 +1,6 @@
-"""One process, one MirroredStrategy over logical CPUs: Algorithm 1 on R replicas against the full batch on one.
+"""One process, one MirroredStrategy over logical CPUs: Algorithm 1 against the full batch.
 
-Usage: python -m tests.contrastive.replicas_process REPLICAS DTYPE. Prints one JSON object.
+Usage: python -m tests.contrastive.replicas_process REPLICAS DTYPE [small|tiny]. Prints one JSON object.
 """
 
 import json
@@ -17,17 +17,23 @@ from basic_tf import randomness
 from basic_tf.contrastive.gradients import contrastive_gradients
 from basic_tf.contrastive.loss import contrastive_loss
 from basic_tf.parallel import strategies
-from tests.contrastive import dense_reference
-from tests.contrastive.small_dual_encoder import SmallModel, random_batch
+from tests.contrastive import dense_reference, small_dual_encoder, tiny_dual_encoder
 
 PAIRS, GROUP = 24, 2
 
 
-def main(replicas: int, dtype: str) -> None:
+def build(name: str, dtype: str):
+    if name == "small":
+        return small_dual_encoder.SmallModel(dtype=dtype, group=GROUP, normalization="ghost")
+    return tiny_dual_encoder.tiny_model(dtype, "ghost", "blocks", ghost_size=GROUP)
+
+
+def main(replicas: int, dtype: str, name: str = "small") -> None:
     runtime = strategies.create("mirrored", logical_devices=replicas)
     with runtime.scope():
-        model = SmallModel(dtype=dtype, group=GROUP, normalization="ghost")
-    images, token_ids = random_batch(PAIRS, seed=replicas)
+        model = build(name, dtype)
+    source = small_dual_encoder if name == "small" else tiny_dual_encoder
+    images, token_ids = source.random_batch(PAIRS, seed=replicas)
     key = randomness.step_key(7, 11)
     local = PAIRS // replicas
 
@@ -38,12 +44,13 @@ def main(replicas: int, dtype: str) -> None:
 
     parts = cut(images), cut(token_ids)
     parameters = model.parameters()
-    trained = [path for path, v in parameters.items() if v.trainable]
+    trainable = {id(v) for v in model.trainable_variables}
+    trained = [path for path, v in parameters.items() if id(v) in trainable]
     text_only = [path for path in trained if not path.startswith("image_")]
     report = {}
-    for name, paths, smoothing in (("all", trained, 0.0), ("frozen_image", text_only, 0.1)):
+    for case, paths, smoothing in (("all", trained, 0.0), ("frozen_image", text_only, 0.1)):
         variables = [parameters[path] for path in paths]
-        reference = SmallModel(dtype=dtype, group=GROUP, normalization="ghost")
+        reference = build(name, dtype)
         expected = dense_reference.full_batch_gradients(
             reference, images, token_ids, key, [reference.parameters()[p] for p in paths], smoothing
         )
@@ -68,7 +75,7 @@ def main(replicas: int, dtype: str) -> None:
 
             run = tf.function(lambda half=replica_half: runtime.run(half, parts))
             loss, gradients, statistics, metrics = runtime.local(run())
-            report[f"{name} microbatch {microbatch}"] = {
+            report[f"{case}, microbatch {microbatch}"] = {
                 "error": dense_reference.exactness(gradients, expected[1]),
                 "loss": abs(float(loss) - float(expected[0])),
                 "statistics": max(
@@ -110,4 +117,4 @@ def embedding_errors(runtime, dtype: str, local: int) -> dict:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), sys.argv[2])
+    main(int(sys.argv[1]), *sys.argv[2:])

@@ -164,7 +164,7 @@ def test_a_frozen_tower_runs_once(frozen):
     assert model.calls == {"image": 1, "text": 1}  # one microbatch: no second forward
 
 
-# What must not pass: each of these once slipped into a public implementation. The check must see every one of them.
+# What must not pass: each of these slipped into a public implementation once. The check must see them all.
 
 
 def error_of(model, **options):
@@ -251,9 +251,9 @@ def test_break_stray_one_over_n(monkeypatch, what):
 def test_errors_say_what_was_received():
     model = SmallModel()
     images, token_ids, _ = batch_and_key()
-    with pytest.raises(ValueError, match=r"24 pairs .* microbatches of 5.*4 and 6"):
+    with pytest.raises(ValueError, match=r"24 pairs .* microbatches of 5.*: 4, 6"):
         contrastive_gradients(model, images, token_ids, 5)
-    with pytest.raises(ValueError, match=r"microbatches of 30.*below.*24|nearest.*24"):
+    with pytest.raises(ValueError, match=r"microbatches of 30.*: 24\."):
         contrastive_gradients(model, images, token_ids, 30)
     with pytest.raises(ValueError, match="as many rows"):
         contrastive_gradients(model, images, token_ids[:-1], 6)
@@ -267,7 +267,9 @@ def replica_report(replicas, dtype):
     root = Path(__file__).resolve().parents[2]
     environment = {**os.environ, "PYTHONPATH": str(root)}
     command = [sys.executable, "-m", "tests.contrastive.replicas_process", str(replicas), dtype]
-    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(
+        command, cwd=root, env=environment, capture_output=True, text=True, timeout=600, check=False
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.strip().splitlines()[-1])
 

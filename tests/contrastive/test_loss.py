@@ -189,7 +189,7 @@ def test_bfloat16_products_are_close():
 
 
 def live_floats(pairs, width=8, tile=(16, 64)):
-    """The numbers in all tensors of the graph outside its loops: everything that pass A can leave for pass B."""
+    """The numbers in all tensors of the graph outside its loops: all that pass A can leave for pass B."""
     spec = tf.TensorSpec([pairs, width], tf.float32)
 
     def differentiated(images, texts, log_scale):

@@ -1,0 +1,161 @@
+"""Time and memory of the tiled contrastive loss with its gradient, against the batch size and the dense form.
+
+Each measurement is a process of its own with one inter-op thread, because memory is its high-water mark (VmHWM):
+
+    python tools/bench_loss.py                             # the full run: up to 65,536 pairs, some minutes
+    python tools/bench_loss.py --batches=2048,4096         # a short one
+
+Efficiency counts 4 B^2 D multiply-adds against the rate of the float32 product [tile, D] x [D, B], timed in turn with
+the loss in the same process. The last line is one JSON object.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from absl import app, flags
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+FLAGS = flags.FLAGS
+flags.DEFINE_list("batches", ["8192", "16384", "32768", "65536"], "Batch sizes of the tiled form.")
+flags.DEFINE_list(
+    "dense_batches", ["8192"], "Batch sizes at which the dense form runs too (4 B^2 x 4 bytes)."
+)
+flags.DEFINE_integer("width", 512, "Width D of the embeddings.")
+flags.DEFINE_integer("tile", 2048, "Rows of the logits at a time.")
+flags.DEFINE_float("inverse_temperature", 1 / 0.07, "s = 1 / tau.")
+flags.DEFINE_integer("repeats", 3, "Timed runs; the fastest counts.")
+flags.DEFINE_string("measure", None, "For the processes of this tool: tiled, dense or bfloat16.")
+
+MIB = 1024.0 * 1024.0
+
+
+def _status_bytes(field: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field + ":"):
+            return int(line.split()[1]) * 1024
+    raise OSError(f"/proc/self/status has no {field}: this tool measures memory on Linux only")
+
+
+def _measure(form: str, batch: int) -> dict:
+    import numpy as np
+    import tensorflow as tf
+
+    from basic_tf.contrastive.loss import contrastive_loss_value_and_gradients
+    from tests.contrastive import dense_reference
+
+    threads = len(os.sched_getaffinity(0))
+    tf.config.threading.set_intra_op_parallelism_threads(threads)
+    tf.config.threading.set_inter_op_parallelism_threads(1)
+    width, tile = FLAGS.width, min(FLAGS.tile, batch)
+
+    def rows(seed):
+        x = np.random.default_rng(seed).standard_normal((batch, width), np.float32)
+        x /= np.linalg.norm(x, axis=1, keepdims=True)
+        return tf.constant(x)
+
+    def dense(images, texts, log_scale):
+        with tf.GradientTape() as tape:
+            tape.watch([images, texts, log_scale])
+            loss = dense_reference.dense_loss(images, texts, log_scale)
+        return loss, *tape.gradient(loss, [images, texts, log_scale])
+
+    def tiled(images, texts, log_scale):
+        return contrastive_loss_value_and_gradients(
+            images,
+            texts,
+            log_scale,
+            tile=FLAGS.tile,
+            precision="bfloat16" if form == "bfloat16" else "float32",
+        )[:4]
+
+    run = tf.function(dense if form == "dense" else tiled, reduce_retracing=False)
+    images, texts = rows(0), rows(1)
+    log_scale = tf.math.log(tf.constant(FLAGS.inverse_temperature, tf.float32))
+    run(images[:64], texts[:64], log_scale)  # libraries and thread pools are not the loss's memory
+    product = tf.function(lambda: tf.matmul(images[:tile], texts, transpose_b=True))
+    before = _status_bytes("VmRSS")
+    result = run(images, texts, log_scale)
+    peak = _status_bytes("VmHWM") - before
+    seconds, product_seconds = [], []
+    for _ in range(FLAGS.repeats):
+        for times, function in ((seconds, lambda: run(images, texts, log_scale)), (product_seconds, product)):
+            for _ in range(3 if function is product else 1):
+                start = time.perf_counter()
+                function()
+                times.append(time.perf_counter() - start)
+    rate = tile * batch * width / min(product_seconds)  # multiply-adds per second
+    report = {
+        "form": form,
+        "batch": batch,
+        "seconds": min(seconds),
+        "peak_mib_above_embeddings": peak / MIB,
+        "product_gflops": 2 * rate / 1e9,
+        "efficiency": (3 if form == "dense" else 4) * batch**2 * width / rate / min(seconds),
+        "loss": float(result[0]),
+    }
+    if form == "bfloat16":
+        exact = contrastive_loss_value_and_gradients(images, texts, log_scale, tile=FLAGS.tile)
+        names = ("loss", "image_embeddings", "text_embeddings", "log_inverse_temperature")
+        report["relative_error"] = {
+            name: float(tf.norm(x - y) / tf.norm(y)) for name, x, y in zip(names, result, exact[:4])
+        }
+    return report
+
+
+def _in_process(form: str, batch: int) -> dict:
+    options = ("width", "tile", "inverse_temperature", "repeats")
+    command = [sys.executable, __file__, f"--measure={form}", f"--batches={batch}"]
+    command += [f"--{name}={FLAGS[name].value}" for name in options]
+    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    if done.returncode:
+        raise RuntimeError(f"measuring {form} at {batch} pairs failed:\n{done.stderr[-2000:]}")
+    report = json.loads(done.stdout.splitlines()[-1])
+    print(
+        f"{form:9s} B {batch:6d}  {report['seconds']:8.3f} s  {report['peak_mib_above_embeddings']:8.0f} MiB above  "
+        f"{100 * report['efficiency']:5.1f}% of {report['product_gflops']:.0f} GFLOP/s",
+        flush=True,
+    )
+    return report
+
+
+def main(_) -> None:
+    """Runs the measurements and prints them."""
+    if FLAGS.measure:
+        print(json.dumps(_measure(FLAGS.measure, int(FLAGS.batches[0]))))
+        return
+    tiled = [_in_process("tiled", int(b)) for b in FLAGS.batches]
+    dense = [_in_process("dense", int(b)) for b in FLAGS.dense_batches]
+    rounded = _in_process("bfloat16", min(int(b) for b in FLAGS.batches))
+    summary = {
+        "tile": FLAGS.tile,
+        "width": FLAGS.width,
+        "inverse_temperature": FLAGS.inverse_temperature,
+        "tiled": tiled,
+        "dense": dense,
+        "bfloat16": rounded,
+        "largest": tiled[-1],
+        "memory_growth_per_doubling": [
+            (b["peak_mib_above_embeddings"] / a["peak_mib_above_embeddings"])
+            for a, b in zip(tiled, tiled[1:])
+            if b["batch"] == 2 * a["batch"]
+        ],
+    }
+    for row in dense:
+        same = [t for t in tiled if t["batch"] == row["batch"]]
+        if same:
+            summary["time_against_dense"] = same[0]["seconds"] / row["seconds"]
+            summary["memory_against_dense"] = (
+                same[0]["peak_mib_above_embeddings"] / row["peak_mib_above_embeddings"]
+            )
+    print(json.dumps(summary))
+
+
+if __name__ == "__main__":
+    app.run(main)
