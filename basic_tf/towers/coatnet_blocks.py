@@ -360,14 +360,18 @@ class PooledFeatures(Block):
 
 
 class Classifier(Block):
-    """Dense(D) with tanh ('pre-logits'), then Dense(classes): CoAtNet's head on ImageNet and JFT."""
+    """Dense(D) with tanh ('pre-logits', optional), then Dense(classes): CoAtNet's head on ImageNet and JFT."""
 
-    def __init__(self, path, width, classes, dtype=None):
+    def __init__(self, path, width, classes, pre_logits=True, dtype=None):
         super().__init__(path, dtype)
-        self.pre_logits = self.child(Dense(f"{path}/pre_logits", width, width, dtype=dtype))
+        self.pre_logits = None
+        if pre_logits:
+            self.pre_logits = self.child(Dense(f"{path}/pre_logits", width, width, dtype=dtype))
         self.classifier = self.child(Dense(f"{path}/classifier", width, classes, dtype=dtype))
 
     def apply(self, state, training=False, noise=None):
         """See `Block.apply`."""
-        hidden = tf.tanh(self.pre_logits.project(tf.cast(state, self.compute_dtype)))
+        hidden = tf.cast(state, self.compute_dtype)
+        if self.pre_logits is not None:
+            hidden = tf.tanh(self.pre_logits.project(hidden))
         return tf.cast(self.classifier.project(hidden), self.wide_dtype), []

@@ -39,8 +39,15 @@ class WeightSpec(NamedTuple):
         return int(np.prod(self.shape, dtype=np.int64))
 
 
-def initial_value(spec: WeightSpec, seed: int) -> np.ndarray:
-    """The first value of a weight, float32: a function of (seed, path, shape) alone."""
+INITIALIZERS = ("normal", "fan_in")
+
+
+def initial_value(spec: WeightSpec, seed: int, scheme: str = "normal") -> np.ndarray:
+    """The first value of a weight, float32: a function of (seed, path, shape, scheme) alone.
+
+    scheme: 'normal' draws every kernel from N(0, 0.02), as CoAtNet does; 'fan_in' from N(0, 1 / fan in), which keeps the
+    variance of what flows through and lets narrow towers learn from the first step.
+    """
     if spec.initializer == "zeros":
         return np.zeros(spec.shape, np.float32)
     if spec.initializer == "ones":
@@ -51,7 +58,11 @@ def initial_value(spec: WeightSpec, seed: int) -> np.ndarray:
         )
     key = np.array([seed % (1 << 64), zlib.crc32(spec.path.encode())], np.uint64)
     draw = np.random.Generator(np.random.Philox(key=key)).standard_normal(spec.shape, np.float32)
-    draw *= np.float32(INITIALIZER_DEVIATION)
+    deviation = INITIALIZER_DEVIATION
+    if scheme == "fan_in" and spec.path.endswith("/kernel"):
+        depthwise = len(spec.shape) == 4 and spec.shape[-1] == 1
+        deviation = float(np.prod(spec.shape[:2] if depthwise else spec.shape[:-1])) ** -0.5
+    draw *= np.float32(deviation)
     return draw
 
 
@@ -87,21 +98,23 @@ class Block(keras.layers.Layer):
         """All weights of this block, own first, then its children's. Nothing is allocated."""
         return self._declared + [spec for block in self._children for spec in block.specs()]
 
-    def create(self, seed: int) -> None:
-        """Creates the declared weights that do not exist yet."""
+    def create(self, seed: int, scheme: str = "normal") -> None:
+        """Creates the declared weights that do not exist yet; see `initial_value`."""
         for spec in self._declared:
             name = spec.path.rsplit("/", 1)[-1]
             if name not in self._created:
                 self._created[name] = self.add_weight(
                     shape=spec.shape,
-                    initializer=lambda shape, dtype, spec=spec: tf.cast(initial_value(spec, seed), dtype),
+                    initializer=lambda shape, dtype, spec=spec: tf.cast(
+                        initial_value(spec, seed, scheme), dtype
+                    ),
                     dtype=self.variable_dtype,
                     trainable=spec.trainable,
                     autocast=False,
                     name=name,
                 )
         for block in self._children:
-            block.create(seed)
+            block.create(seed, scheme)
         self.built = True
 
     def build(self, input_shape=None) -> None:

@@ -113,7 +113,7 @@ class TextTransformer(Tower):
       expansion: FFN width in units of `width`.
       dropout: rate after the embedding, the attention and the FFN.
       stochastic_depth: block i of n drops its branches at rate * i / n.
-      remat, dtype, seed: as for `CoAtNet`.
+      remat, dtype, seed, initializer: as for `CoAtNet`.
     """
 
     def __init__(
@@ -132,9 +132,10 @@ class TextTransformer(Tower):
         remat: str = "none",
         dtype: str | None = None,
         seed: int = 0,
+        initializer: str = "normal",
         name: str = "text_transformer",
     ):
-        super().__init__(dtype=dtype, seed=seed, remat=remat, name=name)
+        super().__init__(dtype=dtype, seed=seed, initializer=initializer, remat=remat, name=name)
         if variant not in VARIANTS:
             raise ValueError(f"text variant {variant!r} is unknown; expected one of {', '.join(VARIANTS)}")
         chosen = VARIANTS[variant]

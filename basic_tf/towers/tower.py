@@ -4,7 +4,7 @@ import keras
 import tensorflow as tf
 
 from basic_tf.randomness import Noise
-from basic_tf.towers.layers import REMATERIALISATIONS, Block, WeightSpec
+from basic_tf.towers.layers import INITIALIZERS, REMATERIALISATIONS, Block, WeightSpec
 
 
 class Tower(keras.Model):
@@ -14,11 +14,13 @@ class Tower(keras.Model):
     `output_width`. `head_blocks` are blocks that `forward` does not run (a classifier).
     """
 
-    def __init__(self, *, dtype, seed: int, remat: str, name: str):
+    def __init__(self, *, dtype, seed: int, initializer: str, remat: str, name: str):
         super().__init__(name=name, dtype=dtype, autocast=False)
         if remat not in REMATERIALISATIONS:
             raise ValueError(f"remat is {remat!r}; expected one of {', '.join(REMATERIALISATIONS)}")
-        self.seed, self.remat = int(seed), remat
+        if initializer not in INITIALIZERS:
+            raise ValueError(f"initializer is {initializer!r}; expected one of {', '.join(INITIALIZERS)}")
+        self.seed, self.initializer, self.remat = int(seed), initializer, remat
         self.blocks: list[Block] = []
         self.head_blocks: list[Block] = []
         self.output_width = 0
@@ -31,7 +33,7 @@ class Tower(keras.Model):
         """Creates exactly the weights of `specs`; the input shape is not needed."""
         with tf.init_scope():
             for block in (*self.blocks, *self.head_blocks):
-                block.create(self.seed)
+                block.create(self.seed, self.initializer)
         self.built = True
 
     def parameters(self) -> dict:
@@ -87,9 +89,9 @@ class Tower(keras.Model):
         """Keras' entry: features [B, output_width]."""
         return self.forward(inputs, bool(training), noise)[0]
 
-    @property
+        """BatchNorm's moving means and variances, ordered as the statistics; builds if needed."""
     def statistic_variables(self) -> list:
-        """BatchNorm's moving means and variances as Keras variables, in the order of the statistics; builds if needed."""
+        """BatchNorm's moving means and variances (Keras variables), ordered as the statistics; builds if needed."""
         if not self.built:
             self.build()
         return [v for block in self.blocks for norm in block.normalizations() for v in norm.moving_statistics]
