@@ -111,7 +111,7 @@ def test_contract(batch_norm, table):
 
     def make(dtype, remat):
         return CoAtNet(
-            table, image_size=(21, 26), batch_norm=batch_norm, ghost_size=3, stochastic_depth=0.6,
+            table, image_size=(33, 21), batch_norm=batch_norm, ghost_size=3, stochastic_depth=0.6,
             downsample="depthwise" if table is MIXED else "expand", dtype=dtype, remat=remat,
         )  # fmt: skip
 
