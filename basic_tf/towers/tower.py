@@ -89,7 +89,7 @@ class Tower(keras.Model):
         """Keras' entry: features [B, output_width]."""
         return self.forward(inputs, bool(training), noise)[0]
 
-        """BatchNorm's moving means and variances, ordered as the statistics; builds if needed."""
+    @property
     def statistic_variables(self) -> list:
         """BatchNorm's moving means and variances (Keras variables), ordered as the statistics; builds if needed."""
         if not self.built:
