@@ -19,6 +19,7 @@ from basic_tf.data.captions import CaptionChoice
 from basic_tf.data.examples import parse_example
 from basic_tf.data.images import ImageAugmentation, decode, framed, header
 from basic_tf.data.order import ExampleOrder
+from basic_tf.data.python_calls import mapped
 from basic_tf.data.tokenizer import Tokenizer
 from basic_tf.randomness import step_key_numpy
 
@@ -255,7 +256,7 @@ class Batches:
         """
         rows = self._host_rows(host, hosts)
         signature = self._signature(rows)
-        return _mapped(
+        return mapped(
             tf.data.Dataset.range(first_step, np.iinfo(np.int64).max),
             lambda step: self.at(int(step), host, hosts),
             signature,
@@ -502,7 +503,7 @@ class EvaluationBatches:
         if self._tokenizer is not None:
             signature["token_ids"] = tf.TensorSpec((None, self._tokenizer.length), tf.int32)
         numbers = tf.data.Dataset.range(len(self))
-        return _mapped(numbers, lambda n: self.at(int(n)), signature, parallel_batches, prefetch, None)
+        return mapped(numbers, lambda n: self.at(int(n)), signature, parallel_batches, prefetch, None)
 
 
 def class_count(metadata: Mapping) -> int:
@@ -537,33 +538,3 @@ def _check_labels(labels: np.ndarray, num_classes: int) -> None:
             f"a record has the label {wrong}, but labels must lie in [0, {num_classes}): "
             "check num_classes and the dataset's label_names"
         )
-
-
-def _mapped(
-    numbers: tf.data.Dataset,
-    make: Callable[[int], dict[str, np.ndarray]],
-    signature: dict[str, tf.TensorSpec],
-    parallel: int,
-    prefetch: int,
-    private_threads: int | None,
-) -> tf.data.Dataset:
-    """numbers.map(make) in order, with static shapes, several at once."""
-    names = list(signature)
-
-    def load(number):
-        values = tf.numpy_function(
-            lambda n: tuple(made[name] for made in [make(n)] for name in names),
-            [number],
-            [signature[name].dtype for name in names],
-        )
-        for name, value in zip(names, values, strict=True):
-            value.set_shape(signature[name].shape)
-        return dict(zip(names, values, strict=True))
-
-    options = tf.data.Options()
-    options.deterministic = True
-    options.autotune.enabled = False
-    if private_threads is not None:
-        options.threading.private_threadpool_size = private_threads
-    dataset = numbers.map(load, num_parallel_calls=parallel, deterministic=True)
-    return dataset.prefetch(prefetch).with_options(options)

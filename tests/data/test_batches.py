@@ -1,3 +1,7 @@
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -12,6 +16,7 @@ from basic_tf.data.order import BlockOrder, DistinctOrder, ExampleOrder
 from basic_tf.data.records import RecordSource, RecordWriter
 from tests.data.pictures import jpeg, source
 
+ROOT = Path(__file__).resolve().parents[2]
 LENGTH = 6
 AUGMENTATION = ImageAugmentation(
     output_size=16,
@@ -263,7 +268,7 @@ def test_impossible_requests_are_one_clear_line(attempt, message):
 
 
 def test_too_many_pictures_for_the_memory():
-    with pytest.raises(MemoryError, match="take 0.00 GiB, the limit is 0.00 GiB: raise cache_limit_bytes"):
+    with pytest.raises(MemoryError, match=r"take 0\.00 GiB, the limit is 0\.00 GiB: raise cache"):
         contrastive(cache_decoded=True, cache_limit_bytes=1000)
 
 
@@ -278,3 +283,17 @@ def test_a_label_outside_the_classes_is_no_damage_but_an_error(cached):
 def test_multi_hot():
     hot = multi_hot([np.array([2, 0]), np.array([], np.int64), np.array([1, 1])], 3)
     assert hot.tolist() == [[1, 0, 1], [0, 0, 0], [0, 1, 0]]
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_a_program_that_ends_while_reading_ahead_ends_well(cached):
+    """Without python_calls every second such program aborts (cached) after its work is done."""
+    program = (
+        "from tests.data.test_batches import labelled, source\n"
+        f"elements = iter(labelled(source(200), cache_decoded={cached}, batch_size=150).dataset())\n"
+        "for _ in range(4): next(elements)\n"
+        "print('done')"
+    )
+    command = [sys.executable, "-c", program]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout) == (0, "done\n"), result.stderr[-2000:]
