@@ -29,12 +29,13 @@ class CoAtNet(Tower):
       expansion: inner width of MBConv and FFN in units of the block's width.
       stochastic_depth: rate of a hypothetical block after the last; block i of n drops rows at rate * i / n.
       batch_norm: 'frozen', 'ghost' (groups of `ghost_size` consecutive rows) or 'layer'.
-      num_classes: adds the classification head, used by `logits`. pre_logits: whether a tanh layer as wide as the features
-        comes before the classifier, as in CoAtNet.
+      num_classes: adds the classification head, used by `logits`.
+      pre_logits: whether a tanh layer as wide as the features comes before the classifier, as in CoAtNet.
       remat: 'none', 'blocks' or 'norms_and_activations'.
       dtype: a Keras dtype policy by name: 'float32', 'mixed_bfloat16', 'bfloat16', 'float64'.
-      seed: initial values follow from (seed, weight path). initializer: 'normal' is N(0, 0.02) for every kernel, CoAtNet's;
-        'fan_in' scales each kernel by its fan in, for narrow towers and short runs.
+      seed: initial values follow from (seed, weight path).
+      initializer: 'normal' is N(0, 0.02) for every kernel, as in CoAtNet; 'fan_in' scales each by
+        its fan in, for narrow towers and short runs.
     """
 
     def __init__(
@@ -106,7 +107,9 @@ class CoAtNet(Tower):
         blocks.append(PooledFeatures("features", width, layer_norm_epsilon, dtype=policy, remat=remat))
         self.blocks = blocks
         self.output_width = width
-        self.head_blocks = [Classifier("head", width, num_classes, pre_logits, dtype=policy)] if num_classes else []
+        self.head_blocks = []
+        if num_classes:
+            self.head_blocks = [Classifier("head", width, num_classes, pre_logits, dtype=policy)]
 
     def encode_inputs(self, inputs):
         """Checks the pictures; scaling happens in the stem, so that uint8 pictures stay small until then."""

@@ -360,7 +360,7 @@ class PooledFeatures(Block):
 
 
 class Classifier(Block):
-    """Dense(D) with tanh ('pre-logits', optional), then Dense(classes): CoAtNet's head on ImageNet and JFT."""
+    """Dense(D) with tanh ('pre-logits', optional), then Dense(classes): CoAtNet's classification head."""
 
     def __init__(self, path, width, classes, pre_logits=True, dtype=None):
         super().__init__(path, dtype)

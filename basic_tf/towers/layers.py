@@ -45,8 +45,8 @@ INITIALIZERS = ("normal", "fan_in")
 def initial_value(spec: WeightSpec, seed: int, scheme: str = "normal") -> np.ndarray:
     """The first value of a weight, float32: a function of (seed, path, shape, scheme) alone.
 
-    scheme: 'normal' draws every kernel from N(0, 0.02), as CoAtNet does; 'fan_in' from N(0, 1 / fan in), which keeps the
-    variance of what flows through and lets narrow towers learn from the first step.
+    scheme: 'normal' draws every kernel from N(0, 0.02), as CoAtNet does; 'fan_in' from N(0, 1 / fan in):
+    it keeps the variance of what flows through and lets narrow towers learn from the first step.
     """
     if spec.initializer == "zeros":
         return np.zeros(spec.shape, np.float32)

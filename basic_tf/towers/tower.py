@@ -91,7 +91,7 @@ class Tower(keras.Model):
 
     @property
     def statistic_variables(self) -> list:
-        """BatchNorm's moving means and variances (Keras variables), ordered as the statistics; builds if needed."""
+        """BatchNorm's moving means and variances, ordered as the statistics; builds if needed."""
         if not self.built:
             self.build()
         return [v for block in self.blocks for norm in block.normalizations() for v in norm.moving_statistics]
