@@ -12,6 +12,7 @@ last.
 """
 
 import collections
+import dataclasses
 import hashlib
 import json
 import os
@@ -39,9 +40,9 @@ from tools.emoji import packages, styles
 from tools.emoji.concepts import load_concepts
 from tools.emoji.datasets import Datasets
 from tools.emoji.pictures import contact_sheet, rendered
-from tools.emoji.splits import make_splits
+from tools.emoji.splits import DEFAULT_SIZES, Sizes, make_splits
 from tools.sources import npm
-from tools.sources.render import render
+from tools.sources.render import Picture, render
 
 TOOL_VERSION = "1"
 
@@ -84,7 +85,12 @@ def main(argv):
 
 
 def prepare(
-    output_dir: str, cache_dir: str | None, source_dir: str | None, size: int, font: str | None
+    output_dir: str,
+    cache_dir: str | None = None,
+    source_dir: str | None = None,
+    size: int = 64,
+    font: str | None = None,
+    sizes: Sizes = DEFAULT_SIZES,
 ) -> None:
     """Makes the datasets unless they are there. Errors say what to do and leave nothing half-written."""
     console, start = Console(), time.monotonic()
@@ -97,60 +103,54 @@ def prepare(
     font = font or styles.find_font("Symbola")
     stamp = {
         "tool_version": TOOL_VERSION,
-        "size": size,
-        "packages": {package.spec: package.integrity for package in packages.PACKAGES},
+        "picture_size": size,
+        "split_sizes": dataclasses.asdict(sizes),
+        "packages": npm.description(packages.PACKAGES),
         "symbola": _sha256(Path(font)) if font else None,
     }
     if is_complete(output_dir, stamp):
         console.print(f"{output_dir} is complete: nothing to do")
         return
+    if not font:
+        console.print("The font Symbola is not installed: no test_symbola (Debian: fonts-symbola).")
 
+    console.print(
+        f"packages: {len(packages.PACKAGES)}, {'from ' + source_dir if source_dir else 'by npm pack'}"
+    )
     files = npm.fetch(packages.PACKAGES, Path(cache_dir), Path(source_dir) if source_dir else None)
     concepts = load_concepts(files)
+    drawings = draw(files, concepts, font)
+    splits = make_splits(concepts, {style: drawings[style].keys() for style in drawings}, sizes=sizes)
+    pngs = {}
+    with _progress(console) as progress:
+        task = progress.add_task("rendering", total=sum(map(len, drawings.values())))
+        for style, of_style in drawings.items():
+            pngs[style] = rendered(
+                style, of_style, size, Path(cache_dir), lambda count: progress.advance(task, count)
+            )
+    datasets = Datasets(concepts, splits, pngs)
+    licences = {package.licence for package in packages.PACKAGES}
+    facts = {
+        "source": "emoji pictures and names of npm packages" + (" and the font Symbola" if font else ""),
+        "licences": sorted(licences | ({packages.FONT_LICENCE} if font else set())),
+        "split_seed": splits.seed,
+        **stamp,
+        "stamp": stamp,
+    }
+    write(output_dir, datasets, pngs, drawings, facts, console)
+    report(datasets, pngs, console)
+    console.print(f"{output_dir}: complete after {time.monotonic() - start:.1f} s")
+
+
+def draw(files: dict[str, Path], concepts, font: str | Path | None) -> dict[str, dict[str, Picture]]:
+    """What each style has to show: style -> concept code -> picture, not yet rendered."""
     drawings = {
         style: styles.icon_pictures(files[package.name], concepts, packages.MISTAKEN.get(style, ()))
         for style, package in packages.STYLE_PACKAGES.items()
     }
     if font:
         drawings[packages.FONT_STYLE] = styles.font_pictures(Path(font), concepts)
-    else:
-        console.print(
-            "font Symbola is not installed: no test_symbola (Debian: fonts-symbola, or --symbola_font)"
-        )
-    splits = make_splits(concepts, {style: drawings[style].keys() for style in drawings})
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        _Rate(),
-        TimeRemainingColumn(),
-    )
-    pngs = {}
-    with Progress(*columns, console=console) as progress:
-        task = progress.add_task("rendering", total=sum(map(len, drawings.values())))
-        for style, pictures in drawings.items():
-            pngs[style] = rendered(
-                style, pictures, size, Path(cache_dir), lambda n: progress.advance(task, n)
-            )
-    datasets = Datasets(concepts, splits, pngs)
-    sources = {
-        "source": "emoji pictures and names of npm packages" + (", font Symbola" if font else ""),
-        "packages": npm.description(packages.PACKAGES),
-        "licences": sorted(
-            {p.licence for p in packages.PACKAGES} | ({"Symbola: free for any use"} if font else set())
-        ),
-        "picture_size": size,
-        "split_seed": splits.seed,
-    }
-    write(output_dir, datasets, splits, pngs, drawings, sources | stamp_facts(stamp), columns, console)
-    report(datasets, pngs, console)
-    console.print(f"{output_dir}: complete after {time.monotonic() - start:.1f} s")
-
-
-def stamp_facts(stamp: dict) -> dict:
-    """What every dataset's json has, so that a later run can tell whether it would make the same again."""
-    return {"tool_version": stamp["tool_version"], "stamp": stamp}
+    return drawings
 
 
 def is_complete(output_dir: str, stamp: dict) -> bool:
@@ -170,7 +170,7 @@ def is_complete(output_dir: str, stamp: dict) -> bool:
     return True
 
 
-def write(output_dir, datasets, splits, pngs, drawings, facts, columns, console) -> None:
+def write(output_dir: str, datasets: Datasets, pngs, drawings, facts: dict, console: Console) -> None:
     """Everything of the output folder; train.json last, after its records were read again and found clean."""
     import tensorflow as tf
 
@@ -187,10 +187,10 @@ def write(output_dir, datasets, splits, pngs, drawings, facts, columns, console)
     old = posixpath.join(output_dir, "train.json")
     if tf.io.gfile.exists(old):
         tf.io.gfile.remove(old)
-    put("splits.json", (json.dumps(splits.as_json(), indent=1) + "\n").encode())
+    put("splits.json", (json.dumps(datasets.splits.as_json(), indent=1) + "\n").encode())
     texts = dict.fromkeys(caption for entry in datasets.train.entries for caption in entry.captions)
     put("tokenizer_text.txt", "".join(text + "\n" for text in texts).encode())
-    rows = [*splits.test[: _SHEET_ROWS * 3 // 4], *splits.held_out[: _SHEET_ROWS // 4]]
+    rows = [*datasets.splits.test[: _SHEET_ROWS * 3 // 4], *datasets.splits.held_out[: _SHEET_ROWS // 4]]
     put("contact_sheet.png", contact_sheet(pngs, rows, facts["picture_size"]))
     for name, code in _SAMPLES.items():
         for style in packages.HELD_OUT_STYLES:
@@ -199,7 +199,7 @@ def write(output_dir, datasets, splits, pngs, drawings, facts, columns, console)
 
     planned = list(datasets.all())
     facts = facts | {"datasets": [name for name, _ in planned]}
-    with Progress(*columns, console=console) as progress:
+    with _progress(console) as progress:
         task = progress.add_task("writing", total=sum(len(dataset.entries) for _, dataset in planned))
         for name, dataset in planned:
             training = name == "train"
@@ -247,6 +247,17 @@ def report(datasets: Datasets, pngs, console: Console) -> None:
         f"{len(datasets.removed)} training pictures left out: near-identical to a test picture; "
         f"labels: {dict(collections.Counter(datasets.labels.kinds))}"
     )
+
+
+def _progress(console: Console) -> Progress:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        _Rate(),
+        TimeRemainingColumn(),
+    )
+    return Progress(*columns, console=console)
 
 
 def _sha256(file: Path) -> str:

@@ -109,15 +109,16 @@ class RecordWriter:
             verify(RecordSource([writer.path for writer in self._writers], metadata, origin=self.name))
         # The old dataset of this name goes before the new one comes, its json first, so that no json ever
         # describes shards of another writing. A kill in between leaves no json: the dataset is not there.
-        target = posixpath.join(self.folder, f"{self.name}.json")
-        if tf.io.gfile.exists(target):
-            tf.io.gfile.remove(target)
+        path = posixpath.join(self.folder, f"{self.name}.json")
+        if tf.io.gfile.exists(path):
+            tf.io.gfile.remove(path)
         for old in tf.io.gfile.glob(posixpath.join(self.folder, f"{self.name}-?????-of-?????.tfrecord*")):
             tf.io.gfile.remove(old)
         names = [shard_name(self.name, i, len(self._writers)) for i in range(len(self._writers))]
         for writer, name in zip(self._writers, names, strict=True):
             for suffix in (INDEX_SUFFIX, ""):
-                tf.io.gfile.rename(writer.path + suffix, posixpath.join(self.folder, name) + suffix)
+                target = posixpath.join(self.folder, name) + suffix
+                tf.io.gfile.rename(writer.path + suffix, target, overwrite=True)
         text = json.dumps(
             {"name": self.name, "count": self.count, "shards": names, **metadata},
             ensure_ascii=False,
@@ -126,10 +127,10 @@ class RecordWriter:
         partial = posixpath.join(self._partial, "json")
         with tf.io.gfile.GFile(partial, "w") as file:
             file.write(text + "\n")
-        tf.io.gfile.rename(partial, target, overwrite=True)
+        tf.io.gfile.rename(partial, path, overwrite=True)
         self._finished = True
         self._clear()
-        return target
+        return path
 
     def discard(self) -> None:
         """Forgets everything written so far; a finished dataset stays."""

@@ -62,6 +62,7 @@ class ShardWriter:
     def __init__(self, path: str):
         self.path = path
         self._file = tf.io.gfile.GFile(path, "wb")
+        self._file.write(b"")  # GFile opens at the first write, and a shard without records is a file too
         self._pairs: list[tuple[int, int]] = []
         self._end = 0
 

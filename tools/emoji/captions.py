@@ -1,4 +1,4 @@
-"""What is said of a picture: several captions, different for each style, none that names a held-out concept."""
+"""What is said of a picture: several captions, other ones for each style, none naming a held-out concept."""
 
 from collections.abc import Sequence
 

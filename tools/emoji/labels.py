@@ -13,7 +13,7 @@ LEAST_CONCEPTS = 4  # a keyword of fewer concepts says no more than the concept 
 
 @dataclasses.dataclass(frozen=True)
 class Labels:
-    """All labels: names, kinds ("concept", "keyword", "subgroup", "group"); those of each concept by its code."""
+    """names and kinds ("concept", "keyword", "subgroup", "group") of the labels; of: numbers by code."""
 
     names: tuple[str, ...]
     kinds: tuple[str, ...]

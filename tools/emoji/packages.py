@@ -16,6 +16,7 @@ TRAINING_STYLES = (
 HELD_OUT_STYLES = ("openmoji", "emojione-v1", "fxemoji")
 # Line drawings of a font that the machine may have; a fourth held-out style where it does.
 FONT_STYLE = "symbola"
+FONT_LICENCE = "Symbola: free for any use"
 
 STYLE_PACKAGES = {
     "noto": Package(

@@ -28,11 +28,12 @@ def rendered(
     if kept is not None and kept.keys() == pictures.keys():
         advance(len(kept))
         return kept
+    file.parent.mkdir(parents=True, exist_ok=True)
     pngs = {}
     for code, png in zip(pictures, render_all(pictures.values(), size), strict=True):
         pngs[code] = png
         advance(1)
-    partial = file.with_suffix(f".{os.getpid()}.tmp")
+    partial = file.with_suffix(".partial")  # one that a killed run left is written over
     with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:
         for code, png in pngs.items():
             archive.writestr(zipfile.ZipInfo(f"{code}.png", _DATE), png)

@@ -10,9 +10,18 @@ from tools.sources import choices
 from tools.sources.phrases import Phrases
 
 SEED = 1
-TEST_CONCEPTS = 200
-HELD_OUT_CONCEPTS = 100
-RETRIEVAL_PICTURES = 400
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """How many concepts are test classes, how many are held out, how many pictures are for retrieval."""
+
+    test: int = 200
+    held_out: int = 100
+    retrieval: int = 400
+
+
+DEFAULT_SIZES = Sizes()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,10 +58,8 @@ def make_splits(
     concepts: Sequence[Concept],
     available: Mapping[str, Iterable[str]],
     *,
+    sizes: Sizes = DEFAULT_SIZES,
     seed: int = SEED,
-    test: int = TEST_CONCEPTS,
-    held_out: int = HELD_OUT_CONCEPTS,
-    retrieval: int = RETRIEVAL_PICTURES,
 ) -> Splits:
     """Draws the splits. available: style -> the codes of the concepts it has.
 
@@ -62,15 +69,15 @@ def make_splits(
     ValueError if there are too few concepts.
     """
     concrete = [concept for concept in concepts if concept.concrete]
-    tested = choices.ordered(concrete, seed, "test", key=_code)[:test]
+    tested = choices.ordered(concrete, seed, "test", key=_code)[: sizes.test]
     others = [concept for concept in concrete if concept not in set(tested)]
     eligible = [concept for concept in others if not _occurs_elsewhere(concept, concepts)]
-    if len(tested) < test or len(eligible) < held_out:
+    if len(tested) < sizes.test or len(eligible) < sizes.held_out:
         raise ValueError(
             f"{len(concrete)} concrete concepts, {len(eligible)} of the rest fit to be held out: too few for "
-            f"{test} test and {held_out} held-out concepts"
+            f"{sizes.test} test and {sizes.held_out} held-out concepts"
         )
-    unseen = choices.ordered(eligible, seed, "held out", key=_code)[:held_out]
+    unseen = choices.ordered(eligible, seed, "held out", key=_code)[: sizes.held_out]
     styles = {style: set(codes) for style, codes in available.items()}
     hidden = {}
     for concept in tested:
@@ -80,7 +87,7 @@ def make_splits(
     shown = {}
     for concept in choices.ordered(others, seed, "retrieval", key=_code):
         having = [style for style in HELD_OUT_STYLES if concept.code in styles.get(style, ())]
-        if having and concept not in unseen and len(shown) < retrieval:
+        if having and concept not in unseen and len(shown) < sizes.retrieval:
             shown[concept.code] = choices.pick(having, seed, "retrieval", concept.code)
     return Splits(
         seed,

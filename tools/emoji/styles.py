@@ -69,7 +69,9 @@ def icon_pictures(
         by_code.setdefault(normal_code(code), name)
     joined = join(concepts, [*icons["icons"], *aliases], by_code)
     return {
-        code: Picture(svg=_document(icons, name)) for code, name in joined.items() if code not in mistaken
+        code: Picture(f"{archive.name}: {name}", svg=_document(icons, name))
+        for code, name in joined.items()
+        if code not in mistaken
     }
 
 
@@ -99,7 +101,7 @@ def font_pictures(font: Path, concepts: Sequence[Concept]) -> dict[str, Picture]
 
     known = FT2Font(str(font)).get_charmap()
     return {
-        concept.code: Picture(text=chr(int(concept.code, 16)), font=str(font))
+        concept.code: Picture(f"{font}: {concept.code}", text=chr(int(concept.code, 16)), font=str(font))
         for concept in concepts
         if "-" not in concept.code and int(concept.code, 16) in known
     }

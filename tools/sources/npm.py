@@ -10,7 +10,6 @@ import os
 import shutil
 import subprocess
 import tarfile
-import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -70,14 +69,19 @@ def fetch(
     cache_dir.mkdir(parents=True, exist_ok=True)
     missing = [p for p in packages if not _is_whole(p, cache_dir / p.file_name)]
     if missing:
-        with tempfile.TemporaryDirectory(prefix=".fetching-", dir=cache_dir) as folder:
-            _pack(missing, Path(folder), npm or npm_command(missing))
+        folder = cache_dir / ".fetching"
+        shutil.rmtree(folder, ignore_errors=True)  # what a killed run left
+        folder.mkdir()
+        try:
+            _pack(missing, folder, npm or npm_command(missing))
             for package in missing:
-                file = Path(folder) / package.file_name
+                file = folder / package.file_name
                 if not file.exists():
                     raise PackageError(f"npm pack {package.spec} ended well but wrote no {package.file_name}")
                 _verify(package, file)
                 os.replace(file, cache_dir / package.file_name)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
     return {p.name: cache_dir / p.file_name for p in packages}
 
 

@@ -1,5 +1,6 @@
 """Names that must not occur in training texts: found as whole phrases in any case and punctuation."""
 
+import functools
 import re
 import unicodedata
 from collections.abc import Iterable
@@ -8,6 +9,7 @@ _APOSTROPHES = re.compile(r"['’ʼ]")
 _WORD = re.compile(r"[^\W_]+")
 
 
+@functools.lru_cache(1 << 17)
 def words(text: str) -> tuple[str, ...]:
     """The words of a text in lower case, without accents and punctuation: "Piñata, T-shirt" has 3."""
     text = unicodedata.normalize("NFKD", text)

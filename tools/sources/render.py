@@ -16,8 +16,9 @@ _CHUNK = 32
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
-    """What to draw: an SVG document, or a text (one glyph) in a font file."""
+    """What to draw: an SVG document, or a text (one glyph) in a font file. name: for messages."""
 
+    name: str
     svg: str = ""
     text: str = ""
     font: str = ""
@@ -33,6 +34,13 @@ def svg_document(body: str, left: float, top: float, width: float, height: float
 
 def render(picture: Picture, size: int) -> bytes:
     """The picture as an RGB PNG, size x size pixels, on white. ValueError if it cannot be drawn."""
+    try:
+        return _render(picture, size)
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{picture.name} cannot be drawn: {error}") from error
+
+
+def _render(picture: Picture, size: int) -> bytes:
     if not picture.svg:
         return _png(_glyph(picture.text, picture.font, size))
     # resvg keeps the proportions of the document, so the longer side is `size` and the rest is filled below.
