@@ -54,6 +54,7 @@ class Runtime(abc.ABC):
     host: int
     collectives: Collectives | None
     host_loop: bool
+    strategy: tf.distribute.Strategy | None
 
     @abc.abstractmethod
     def scope(self) -> contextlib.AbstractContextManager:

@@ -11,7 +11,8 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from basic_tf import randomness
-from basic_tf.contrastive import gradients as contrastive_gradients
+from basic_tf.contrastive.gradients import contrastive_gradients
+from basic_tf.data.batches import class_count
 
 
 class StepResult(NamedTuple):
@@ -27,9 +28,14 @@ class StepResult(NamedTuple):
 
 
 class Task(abc.ABC):
-    """A model with a loss. `model` offers `parameters()`, `statistic_variables` and `update_statistics`."""
+    """A model with a loss. `model` offers `parameters()`, `statistic_variables` and `update_statistics`.
+
+    unit: what an example is, on the progress line. shown: the metrics that stand there.
+    """
 
     model: object
+    unit: str
+    shown: tuple[str, ...]
 
     def parameters(self) -> dict[str, tf.Variable]:
         """Every weight by path, BatchNorm's moving statistics included."""
@@ -37,7 +43,10 @@ class Task(abc.ABC):
 
     @abc.abstractmethod
     def step(self, batch: dict[str, tf.Tensor], noise_key, variables, collectives) -> StepResult:
-        """The replica half: this replica's rows of the batch -> gradients of the global loss."""
+        """The replica half: this replica's rows of the batch -> gradients of the global loss.
+
+        variables: tf.Variables of what is trained. collectives: a parallel.runtime.Collectives, or None.
+        """
 
     @abc.abstractmethod
     def multiply_adds_per_example(self, trained: set[str]) -> float:
@@ -69,20 +78,23 @@ class Classification(Task):
 
     loss: "sigmoid" (multi-label, summed over classes; CoAtNet's JFT recipe) or "softmax" (cross-entropy against the
     labels, normalised to a distribution). label_smoothing: sigmoid targets become y (1 - e) + e / 2; softmax targets
-    y (1 - e) + e / classes.
+    y (1 - e) + e / classes. metadata: the dataset's json; its label_names are the classes.
     """
+
+    unit = "pictures"
+    shown = ("loss", "precision_at_1")
 
     def __init__(
         self,
+        metadata: dict,
         image_tower: Callable,
-        num_classes: int,
         loss: str = "sigmoid",
         label_smoothing: float = 1e-4,
         microbatch: int | None = None,
     ):
         if loss not in ("sigmoid", "softmax"):
             raise ValueError(f"Classification.loss is {loss!r}; it can be 'sigmoid' or 'softmax'")
-        self.model = ImageClassifier(image_tower(num_classes=num_classes))
+        self.model = ImageClassifier(image_tower(num_classes=class_count(metadata)))
         self._loss = loss
         self._smoothing = label_smoothing
         self._microbatch = microbatch
@@ -150,29 +162,35 @@ class Classification(Task):
     def multiply_adds_per_example(self, trained: set[str]) -> float:
         """Three forwards' worth: one forward, two for the backward pass."""
         del trained
-        return 3.0 * self.model.image_tower.multiply_adds()
+        return 3.0 * sum(self.model.image_tower.multiply_adds().values())
 
 
 class Contrastive(Task):
     """Stages 2 and 3: the two-direction contrastive loss with Algorithm 1's exact gradient.
 
-    A tower none of whose weights is trained is run in inference mode, once, and keeps no tape.
+    A tower none of whose weights is trained is run in inference mode, once, and keeps no tape. metadata is not needed: the
+    captions are in the records.
     """
+
+    unit = "pairs"
+    shown = ("loss", "temperature", "image_to_text_accuracy")
 
     def __init__(
         self,
+        metadata: dict | None,
         model: Callable,
         microbatch: int | None = None,
         tile: int = 1024,
         label_smoothing: float = 0.0,
     ):
+        del metadata
         self.model = model()
         self._microbatch = microbatch
         self._options = {"tile": tile, "label_smoothing": label_smoothing}
 
     def step(self, batch, noise_key, variables, collectives) -> StepResult:
         """Gradients of the mean contrastive loss over the global batch."""
-        result = contrastive_gradients.contrastive_gradients(
+        result = contrastive_gradients(
             self.model,
             batch["images"],
             batch["token_ids"],
@@ -193,5 +211,5 @@ class Contrastive(Task):
         for name in ("image_tower", "text_tower"):
             trains = any(path.startswith(name + "/") for path in trained)
             passes = (4 if self._microbatch else 3) if trains else 1
-            total += passes * getattr(self.model, name).multiply_adds()
+            total += passes * sum(getattr(self.model, name).multiply_adds().values())
         return total

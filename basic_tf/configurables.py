@@ -1,0 +1,149 @@
+"""The edge to gin: what a gin file may bind, and the objects it describes. The numeric core knows nothing of this module.
+
+A run file under gin/runs/ describes a `Recipe`: a list of `Stage`s, each built in a gin scope of its own name, so that
+`CoAtNet.variant = ...` holds for all stages and `pretrain/CoAtNet.batch_norm = ...` for one.
+"""
+
+import re
+
+import gin
+import tensorflow as tf
+
+from basic_tf.data import batches, captions, images, records
+from basic_tf.data import tokenizer as tokenizer_module
+from basic_tf.evaluation import encoder, evaluator, prompts
+from basic_tf.monitoring import panels
+from basic_tf.optimization import adafactorw, rules, schedules, weight_average
+from basic_tf.towers import coatnet, coatnet_table, dual_encoder, text_transformer
+from basic_tf.training import stages, tasks, warm_start
+
+
+class GinError(ValueError):
+    """A gin file or binding that cannot be used; one line that says which and why."""
+
+
+def _register(thing, name: str | None = None, **options) -> None:
+    gin.external_configurable(thing, name or thing.__name__, module="basic_tf", **options)
+
+
+for _thing in (
+    adafactorw.AdaFactorW,
+    captions.CaptionChoice,
+    coatnet.CoAtNet,
+    coatnet_table.CoAtNetTable,
+    dual_encoder.DualEncoder,
+    images.ImageAugmentation,
+    rules.Rule,
+    rules.RuleTable,
+    schedules.Duration,
+    schedules.Schedule,
+    stages.Recipe,
+    stages.Stage,
+    tasks.Classification,
+    tasks.Contrastive,
+    text_transformer.TextTransformer,
+    tokenizer_module.Tokenizer,
+    warm_start.WarmStart,
+    weight_average.WeightAverage,
+    batches.ContrastiveBatches,
+    batches.LabelledBatches,
+):
+    _register(_thing)
+_register(coatnet_table.Stage, "TowerStage")
+_register(records.RecordSource.open, "Records")
+
+
+@gin.configurable(module="basic_tf")
+def Encoders(image_tower, text_tower, model=dual_encoder.DualEncoder, **options):  # noqa: N802 (a gin name)
+    """A dual encoder from two tower classes: both are made in the scope in which this is called."""
+    return model(image_tower(), text_tower(), **options)
+
+
+def parse(files: list[str], bindings: list[str]) -> None:
+    """Reads gin files, then bindings. Raises GinError with one line for anything missing, unknown or malformed."""
+    gin.clear_config()
+    gin.config.register_file_reader(tf.io.gfile.GFile, tf.io.gfile.exists)
+    for path in files:
+        if not tf.io.gfile.exists(path):
+            raise GinError(f"there is no gin file {path}; gin/runs/ holds the whole recipes")
+    try:
+        gin.parse_config_files_and_bindings(files, bindings, skip_unknown=False, finalize_config=True)
+    except (ValueError, SyntaxError, OSError) as error:
+        raise GinError(_one_line(error)) from error
+
+
+def parse_text(text: str) -> None:
+    """Reads a configuration that an earlier run wrote into its folder."""
+    gin.clear_config()
+    try:
+        gin.parse_config(text, skip_unknown=False)
+        gin.finalize()
+    except (ValueError, SyntaxError) as error:
+        raise GinError(_one_line(error)) from error
+
+
+def _one_line(error: Exception) -> str:
+    # gin appends where it was ("In file ..., line ..."), on lines of its own.
+    return re.sub(r"\s+", " ", str(error)).strip()
+
+
+def recipe() -> stages.Recipe:
+    """The configured recipe, checked."""
+    try:
+        gin.query_parameter("Recipe.stages")
+    except ValueError as error:
+        raise GinError("the gin files bind no Recipe.stages; gin/runs/ holds files that describe a whole recipe") from error
+    try:
+        made = gin.get_configurable(stages.Recipe)()
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise GinError(_one_line(error)) from error
+    made.check()
+    return made
+
+
+def config_text() -> str:
+    """Everything that is bound, as gin text that `parse_text` reads back."""
+    return gin.config_str(max_line_length=110)
+
+
+@gin.configurable(module="basic_tf")
+class Evaluation:
+    """Evaluation during training. data_dir: a folder with test_*.json; None switches it off."""
+
+    def __init__(self, data_dir: str | None = None, templates: str = "emoji", tests: list[str] | None = None):
+        self._data_dir, self._templates, self._tests = data_dir, templates, tests
+
+    def of(self, run, report) -> evaluator.SuiteEvaluator | None:
+        """The evaluator of a stage run (training.loop.StageRun); None for a stage that trains no dual encoder."""
+        if self._data_dir is None or not is_contrastive(run.stage):
+            return None
+        return evaluator.SuiteEvaluator(
+            encoder.ModelEncoder(run.task.model, run.batches.tokenizer, run.batches.augmentation.output_size),
+            self._data_dir,
+            prompts.load_templates(self._templates),
+            run.global_step,
+            run.averaged_weights,
+            self._tests,
+            report,
+        )
+
+
+def show_configuration(run) -> None:
+    """The configuration into TensorBoard's text tab, at a stage's start."""
+    panels.write_config(int(run.global_step), config_text())
+
+
+def is_contrastive(stage: stages.Stage) -> bool:
+    """Whether a stage trains a dual encoder, which can be evaluated and exported."""
+    return getattr(stage.task, "__name__", "") == tasks.Contrastive.__name__
+
+
+def tokenizer_file() -> str | None:
+    """The configured SentencePiece model."""
+    # get_bindings resolves macros, which query_parameter does not.
+    return gin.get_bindings("Tokenizer").get("model_file")
+
+
+def tokenizer(model_file: str) -> tokenizer_module.Tokenizer:
+    """A tokenizer with the configured length and the given model (a run folder keeps a copy of its own)."""
+    return gin.get_configurable(tokenizer_module.Tokenizer)(model_file=model_file)

@@ -1,0 +1,132 @@
+"""The run folder: what it says about itself, and a trained model read back from it."""
+
+import dataclasses
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+
+import tensorflow as tf
+
+from basic_tf import configurables
+from basic_tf.training import checkpoints, loop
+from basic_tf.training.stages import ConfigurationError
+
+CONFIG = "config.gin"
+VERSIONS = "versions.json"
+TOKENIZER = "tokenizer.model"
+_PACKAGES = ("tensorflow", "tensorflow-text", "tf-models-official", "keras", "keras-cv", "gin-config", "numpy")
+
+
+@dataclasses.dataclass
+class LoadedRun:
+    """A trained model and what is needed to use it.
+
+    model: a DualEncoder. image_size: side of its pictures in pixels. source: the checkpoint's path.
+    """
+
+    model: object
+    tokenizer: object
+    image_size: int
+    config_text: str
+    source: str
+    step: int
+    stage: str
+
+
+def _revision() -> str | None:
+    folder = os.path.dirname(os.path.abspath(__file__))
+    try:
+        done = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12"], cwd=folder, capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
+
+
+def describe(run_folder: str, config_text: str, options: loop.Options) -> None:
+    """Writes config.gin, versions.json and a copy of the tokenizer, so that the folder can be used on its own.
+
+    Raises ConfigurationError if the folder holds checkpoints of a run with another configuration.
+    """
+    tf.io.gfile.makedirs(run_folder)
+    path = os.path.join(run_folder, CONFIG)
+    if tf.io.gfile.exists(path):
+        old = _read(path)
+        if old != config_text and _has_checkpoints(run_folder):
+            changed = sorted(set(old.splitlines()) ^ set(config_text.splitlines()))
+            raise ConfigurationError(
+                f"{run_folder} holds a run with another configuration ({len(changed)} lines differ, first: "
+                f"{changed[0].strip()!r}); use another --model_dir, or delete it to start anew"
+            )
+    _write(path, config_text)
+    tokenizer = os.path.join(run_folder, TOKENIZER)
+    source = configurables.tokenizer_file()
+    if source and source != tokenizer:
+        if not tf.io.gfile.exists(source):
+            raise ConfigurationError(f"no tokenizer model at {source}; train one with tools/train_tokenizer.py")
+        tf.io.gfile.copy(source, tokenizer, overwrite=True)
+    versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
+    versions |= {
+        "python": platform.python_version(),
+        "revision": _revision(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "options": dataclasses.asdict(options),
+    }
+    _write(os.path.join(run_folder, VERSIONS), json.dumps(versions, indent=1))
+
+
+def _has_checkpoints(run_folder: str) -> bool:
+    return any(
+        checkpoints.steps(loop.checkpoint_folder(os.path.join(run_folder, name.rstrip("/"))))
+        for name in tf.io.gfile.listdir(run_folder)
+    )
+
+
+def _read(path: str) -> str:
+    with tf.io.gfile.GFile(path, "r") as file:
+        return file.read()
+
+
+def _write(path: str, text: str) -> None:
+    with tf.io.gfile.GFile(path, "w") as file:
+        file.write(text)
+
+
+def load(run_folder: str, stage: str | None = None, step: int | None = None, averaged: bool = True) -> LoadedRun:
+    """Reads the model of a run. stage: default the last contrastive stage that has a checkpoint; step: default newest.
+
+    Raises checkpoints.CheckpointError or stages.ConfigurationError with what is missing.
+    """
+    path = os.path.join(run_folder, CONFIG)
+    if not tf.io.gfile.exists(path):
+        raise checkpoints.CheckpointError(f"{run_folder} is no run folder: it has no {CONFIG}; pass the --model_dir of train")
+    config_text = _read(path)
+    configurables.parse_text(config_text)
+    recipe = configurables.recipe()
+    names = [stage] if stage else [s.name for s in reversed(recipe.stages)]
+    for name in names:
+        chosen = recipe.stage(name)
+        if not configurables.is_contrastive(chosen):
+            continue
+        folder = loop.checkpoint_folder(os.path.join(run_folder, name))
+        if not checkpoints.steps(folder):
+            continue
+        checkpoint = checkpoints.load(folder, step) if step is not None else checkpoints.load_latest(folder)
+        if checkpoint is None:
+            continue
+        model = chosen.task(metadata=None).model
+        model.build()
+        checkpoints.assign(loop.trained_arrays(checkpoint, averaged), model.parameters(), checkpoint.path)
+        return LoadedRun(
+            model,
+            configurables.tokenizer(os.path.join(run_folder, TOKENIZER)),
+            model.image_tower.image_size[0],
+            config_text,
+            checkpoint.path,
+            checkpoint.step,
+            name,
+        )
+    raise checkpoints.CheckpointError(f"{run_folder} has no checkpoint of {' or '.join(names)}; train first")

@@ -1,0 +1,83 @@
+"""Trains one stage or the whole recipe.
+
+    python -m basic_tf.train --gin_file=gin/runs/demo.gin --model_dir=runs/demo --mode=train_and_eval
+
+What happens, in this order:
+1. The gin files and bindings are read and checked; anything unknown or impossible is one line, before anything heavy.
+2. The runtime is made: devices, threads, replicas.
+3. Each stage of the recipe in turn: finished stages are passed over, an interrupted one resumes, others warm-start.
+4. With --mode=eval or continuous_eval, a stage's checkpoints are evaluated instead.
+
+Exit codes: 0 finished; 1 the run cannot work as configured, or failed; 75 stopped by SIGTERM or SIGINT after saving
+(the same command goes on).
+"""
+
+import os
+import sys
+
+from absl import app, flags, logging
+
+_MODEL_DIR = flags.DEFINE_string("model_dir", None, "Run folder: checkpoints, logs, results. Local or gs://.")
+_MODE = flags.DEFINE_enum("mode", "train_and_eval", ["train", "train_and_eval"], "What to do.")
+_GIN_FILE = flags.DEFINE_multi_string("gin_file", None, "Gin files, read in this order; see gin/runs/.")
+_GIN_PARAM = flags.DEFINE_multi_string("gin_param", [], "Gin bindings that override the files, e.g. \"Stage.batch_size = 64\".")
+_STAGE = flags.DEFINE_string("stage", None, "Only this stage of the recipe (default: all in order).")
+_RUNTIME = flags.DEFINE_enum("runtime", "one_device", ["one_device", "mirrored", "multi_worker", "tpu"], "Where it runs.")
+_TPU = flags.DEFINE_string("tpu", None, "Name or address of the TPU for --runtime=tpu; `local` on a TPU VM.")
+_LOGICAL_DEVICES = flags.DEFINE_integer("logical_devices", None, "CPU devices that stand in for GPUs with --runtime=mirrored.")
+_TRAIN_STEPS = flags.DEFINE_integer("train_steps", None, "Overrides the number of steps of every stage that runs.", 1)
+_STEPS_PER_LOOP = flags.DEFINE_integer("steps_per_loop", 1, "Steps between visits to the host (TPU: a few hundred).", 1)
+_SEED = flags.DEFINE_integer("seed", 0, "Everything random follows from it.", 0)
+_THREADS = flags.DEFINE_integer("threads", None, "CPU threads for TensorFlow (default: the cores of this process).")
+_PROFILE_STEPS = flags.DEFINE_string("profile_steps", None, "`FIRST,LAST`: writes a trace of these steps for TensorBoard.")
+_EVAL_TIMEOUT = flags.DEFINE_float("eval_timeout", 3600.0, "continuous_eval: seconds without a new checkpoint before it ends.")
+
+flags.mark_flags_as_required(["model_dir", "gin_file"])
+
+
+def main(argv: list[str]) -> None:
+    """Reads the configuration, then trains or evaluates."""
+    if len(argv) > 1:
+        raise app.UsageError(f"what is {argv[1]!r}? All arguments are flags, e.g. --model_dir=runs/demo")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    if not flags.FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.WARNING)
+    # Imports below cost seconds; flags are checked before.
+    from basic_tf import configurables, runs
+    from basic_tf.parallel import runtime as runtime_lib
+    from basic_tf.parallel import strategies
+    from basic_tf.training import checkpoints, loop, preemption, stages
+
+    try:
+        configurables.parse(_GIN_FILE.value, _GIN_PARAM.value)
+        recipe = configurables.recipe()
+        recipe.check()
+        chosen = [recipe.stage(_STAGE.value)] if _STAGE.value else recipe.stages
+        strategies.use_all_cores(_THREADS.value)
+        runtime = strategies.create(_RUNTIME.value, _TPU.value, _LOGICAL_DEVICES.value)
+        options = loop.Options(_SEED.value, _STEPS_PER_LOOP.value, _TRAIN_STEPS.value, _PROFILE_STEPS.value)
+        runs.describe(_MODEL_DIR.value, configurables.config_text(), options)
+
+        stop = preemption.StopRequest()
+        evaluator = configurables.Evaluation().of if _MODE.value == "train_and_eval" else None
+        for stage in chosen:
+            loop.run_stage(
+                stage, _MODEL_DIR.value, runtime, options, stop, evaluator, configurables.show_configuration
+            )
+    except preemption.Stopped as stopped:
+        print(stopped, file=sys.stderr, flush=True)
+        sys.exit(preemption.EXIT_STOPPED)
+    except (
+        configurables.GinError,
+        checkpoints.CheckpointError,
+        stages.ConfigurationError,
+        runtime_lib.DeviceError,
+        FloatingPointError,
+    ) as error:
+        logging.debug("details", exc_info=True)
+        print(f"train: {error}", file=sys.stderr, flush=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,100 @@
+"""The training step on orbit: the replica half, then the update half, then the step counter."""
+
+import time
+from collections.abc import Callable
+
+import orbit
+import tensorflow as tf
+
+from basic_tf import randomness
+from basic_tf.parallel import runtime as runtime_lib
+from basic_tf.training import tasks
+
+
+class Trainer(orbit.AbstractTrainer):
+    """Runs steps of one stage. Everything a step needs follows from (seed, step): batch, augmentation, dropout.
+
+    variables: path -> variable of what is trained, in a fixed order. average: a WeightAverage or None.
+    """
+
+    def __init__(
+        self,
+        task: tasks.Task,
+        variables: dict[str, tf.Variable],
+        optimizer,
+        average,
+        host_rows: Callable[[int, int], tf.data.Dataset],
+        runtime: runtime_lib.Runtime,
+        seed: int,
+        global_step: tf.Variable,
+    ):
+        self.task = task
+        self.trained = variables
+        self.optimizer = optimizer
+        self.average = average
+        self.runtime = runtime
+        self.seed = seed
+        self.global_step = global_step
+        self._data_wait_seconds = 0.0
+        self._host_rows = host_rows
+        self._iterator = None
+        self._anchor = next(iter(variables.values()))
+        # No autograph: every loop of ours is an explicit tf.while_loop, and Python is traced as it stands.
+        self._step_function = tf.function(self._one_step, autograph=False)
+        self._loop_function = tf.function(self._steps_in_graph)
+
+    def take_data_wait(self) -> float:
+        """Seconds spent waiting for batches since the last call."""
+        seconds, self._data_wait_seconds = self._data_wait_seconds, 0.0
+        return seconds
+
+    def train(self, num_steps: tf.Tensor) -> dict[str, tf.Tensor]:
+        """Runs `num_steps` steps and returns the last one's metrics."""
+        if self._iterator is None:
+            self._iterator = self.runtime.iterator(self._host_rows)
+        if not self.runtime.host_loop:
+            metrics = self._loop_function(self._iterator, num_steps, self.global_step.read_value())
+            self.global_step.assign_add(tf.cast(num_steps, self.global_step.dtype))
+            return metrics
+        for _ in range(int(num_steps)):
+            start = time.perf_counter()
+            batch = next(self._iterator)
+            self._data_wait_seconds += time.perf_counter() - start
+            metrics = self._step_function(batch, self.global_step.read_value())
+            self.global_step.assign_add(1)
+        return metrics
+
+    def _steps_in_graph(self, iterator, num_steps: tf.Tensor, first_step: tf.Tensor) -> dict[str, tf.Tensor]:
+        # The last step stands outside the loop: a loop variable would need the metrics' values before the first step.
+        one_step = tf.autograph.experimental.do_not_convert(self._one_step)
+        for offset in tf.range(num_steps - 1):
+            one_step(next(iterator), first_step + tf.cast(offset, first_step.dtype))
+        return one_step(next(iterator), first_step + tf.cast(num_steps - 1, first_step.dtype))
+
+    def _one_step(self, batch, step: tf.Tensor) -> dict[str, tf.Tensor]:
+        noise_key = randomness.step_key(self.seed, step)
+        variables = [self._plain(variable) for variable in self.trained.values()]
+
+        def replica_half(batch, noise_key):
+            collectives = self.runtime.collectives
+            result = self.task.step(batch, noise_key, variables, collectives)
+            if collectives:
+                result = result._replace(gradients=collectives.sum(result.gradients))
+            return result
+
+        def update_half(gradients, statistics, step):
+            self.optimizer.apply(gradients, list(self.trained.values()), step=step)
+            if statistics:
+                self.task.model.update_statistics(statistics)
+
+        result = self.runtime.run(replica_half, (batch, noise_key))
+        self.runtime.update(self._plain(self._anchor), update_half, (result.gradients, result.statistics, step))
+        if self.average is not None:
+            # A second update: the average must see the weights that the first one assigned.
+            self.runtime.update(self._plain(self._anchor), self.average.update, (step,))
+        return self.runtime.local(result.metrics)
+
+    @staticmethod
+    def _plain(variable):
+        """The tf.Variable inside a Keras variable."""
+        return getattr(variable, "value", variable) if not isinstance(variable, tf.Variable) else variable
