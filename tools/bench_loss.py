@@ -1,14 +1,15 @@
 """Time and memory of the tiled contrastive loss with its gradient, against the batch size and the dense form.
 
-Each measurement is a process of its own with one inter-op thread, because memory is its high-water mark (VmHWM):
+Each measurement is a process of its own with one inter-op thread: memory is its high-water mark (VmHWM).
 
     python tools/bench_loss.py                             # the full run: up to 65,536 pairs, some minutes
     python tools/bench_loss.py --batches=2048,4096         # a short one
 
-Efficiency counts 4 B^2 D multiply-adds against the rate of the float32 product [tile, D] x [D, B], timed in turn with
-the loss in the same process. The last line is one JSON object.
+Efficiency counts 4 B^2 D multiply-adds (dense: 3) against the rate of the float32 product [tile, D] x
+[D, B], timed in turn with the loss in the same process. The last line is one JSON object.
 """
 
+import itertools
 import json
 import os
 import subprocess
@@ -118,7 +119,8 @@ def _in_process(form: str, batch: int) -> dict:
         raise RuntimeError(f"measuring {form} at {batch} pairs failed:\n{done.stderr[-2000:]}")
     report = json.loads(done.stdout.splitlines()[-1])
     print(
-        f"{form:9s} B {batch:6d}  {report['seconds']:8.3f} s  {report['peak_mib_above_embeddings']:8.0f} MiB above  "
+        f"{form:9s} B {batch:6d}  {report['seconds']:8.3f} s  "
+        f"{report['peak_mib_above_embeddings']:8.0f} MiB above  "
         f"{100 * report['efficiency']:5.1f}% of {report['product_gflops']:.0f} GFLOP/s",
         flush=True,
     )
@@ -143,7 +145,7 @@ def main(_) -> None:
         "largest": tiled[-1],
         "memory_growth_per_doubling": [
             (b["peak_mib_above_embeddings"] / a["peak_mib_above_embeddings"])
-            for a, b in zip(tiled, tiled[1:])
+            for a, b in itertools.pairwise(tiled)
             if b["batch"] == 2 * a["batch"]
         ],
     }

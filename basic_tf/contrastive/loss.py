@@ -15,8 +15,9 @@ so the temperature is free. That is four products of B x B x D against three of 
 O(B D + tile) against O(B^2).
 
 Under data parallelism each replica holds L = B / replicas rows of both embeddings. It sets its own image rows
-against the gathered text columns; the column sums of the replicas are added up between the passes, the partial
-dG after them. Every collective is called here by hand, outside loops, and none is ever differentiated.
+against the gathered text columns; the column sums of the replicas are added up between the passes, the
+partial dG after them. Every collective is called here by hand, outside loops, and none is ever
+differentiated.
 """
 
 import math
@@ -327,11 +328,11 @@ class _Problem:
         """One offset K for every exp(A_ij - K) of the batch, and whether it is provably safe.
 
         Every row and column holds its positive, so every log-sum-exp is at least d = min_i A_ii; by
-        Cauchy-Schwarz no logit exceeds b = s max|F_i| max|G_j|. With M the logarithm of the largest float (88.7
-        in float32) and K = min(b, d + 0.62 M): no sum is below exp(-0.62 M), beside which all that underflows
-        is less than one rounding, and nothing overflows if b - K + log B < M - 2. In float32 that
-        covers any batch of unit rows up to s = 64, and s = 100 unless a pair has a cosine below about -0.28.
-        Otherwise the maxima are streamed.
+        Cauchy-Schwarz no logit exceeds b = s max|F_i| max|G_j|. With M the logarithm of the largest float
+        (88.7 in float32) and K = min(b, d + 0.62 M): no sum is below exp(-0.62 M), beside which all that
+        underflows is less than one rounding, and nothing overflows if b - K + log B < M - 2. In float32
+        that covers any batch of unit rows up to s = 64, and s = 100 unless a pair has a cosine below
+        about -0.28. Otherwise the maxima are streamed.
         """
         images = tf.cast(self.images, self.dtype)
         texts = tf.cast(texts, self.dtype)
@@ -406,8 +407,8 @@ class _Problem:
 def _check(images, texts, tile, label_smoothing, max_inverse_temperature, precision):
     if images.shape.rank != 2 or texts.shape.rank != 2 or not images.shape.is_compatible_with(texts.shape):
         raise ValueError(
-            f"contrastive_loss expects image and text embeddings of one shape [B, D]; received {images.shape} "
-            f"and {texts.shape}. Row i of both must belong to the same pair."
+            f"contrastive_loss expects image and text embeddings of one shape [B, D]; received "
+            f"{images.shape} and {texts.shape}. Row i of both must belong to the same pair."
         )
     if images.shape[0] == 0:
         raise ValueError("contrastive_loss received an empty batch; it needs at least one pair.")

@@ -58,16 +58,20 @@ def full_batch_gradients(model, images, token_ids, noise_key=None, variables=Non
     return loss, [tf.convert_to_tensor(g) for g in gradients], [*statistics, *more]
 
 
-def exactness(found, expected) -> float:
-    """The largest error over variables, |difference| / max(|gradient|, 1e-3 x global norm), in 2-norms.
+def errors(found, expected) -> list[float]:
+    """For each variable |difference| / max(|gradient|, 1e-3 x global norm), in 2-norms.
 
     Some gradients are exactly zero (a key's bias); the second term keeps them from being divided by nothing.
     """
     found, expected = [[np.asarray(x, np.float64) for x in xs] for xs in (found, expected)]
     overall = np.sqrt(sum((x**2).sum() for x in expected))
     assert overall > 0
-    errors = [
-        np.linalg.norm(f - e) / max(np.linalg.norm(e), 1e-3 * overall)
+    return [
+        float(np.linalg.norm(f - e) / max(np.linalg.norm(e), 1e-3 * overall))
         for f, e in zip(found, expected, strict=True)
     ]
-    return float(np.max(errors))  # NaN stays NaN
+
+
+def exactness(found, expected) -> float:
+    """The largest of the `errors`; NaN stays NaN."""
+    return float(np.max(errors(found, expected)))
