@@ -85,7 +85,7 @@ def _rows(dtype: str, policy: str, remat: str, counts, frozen: str):
             "frozen": frozen,
             "replicas": 1,
             "error": max(errors),
-            "worst": [path for path, known in model.parameters().items() if known is worst][0],
+            "worst": next(path for path, known in model.parameters().items() if known is worst),
         }
 
 
