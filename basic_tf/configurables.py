@@ -9,7 +9,7 @@ import re
 import gin
 import tensorflow as tf
 
-from basic_tf.data import batches, captions, images, records
+from basic_tf.data import batches, captions, groups, images, records
 from basic_tf.data import tokenizer as tokenizer_module
 from basic_tf.evaluation import encoder, evaluator, prompts
 from basic_tf.monitoring import panels
@@ -50,6 +50,7 @@ for _thing in (
 ):
     _register(_thing)
 _register(coatnet_table.Stage, "TowerStage")
+_register(groups.distinct_labels, "DistinctLabels")
 _register(records.RecordSource.open, "Records")
 
 

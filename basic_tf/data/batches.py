@@ -160,7 +160,8 @@ class Batches:
         source: count, metadata and read(indices), as `records.RecordSource` and `memory.InMemorySource` have
         them.
         augmentation: what happens to each picture; its output_size is S. batch_size: B, over all hosts.
-        order: which record each position holds; default `ExampleOrder(source.count, seed)`.
+        order: which record each position holds, or a function of (source, batch_size, seed) that makes such an order;
+          default `ExampleOrder(source.count, seed)`.
         cache_decoded: decode all pictures once and keep them, cache_side x cache_side pixels (default: the
         first
           picture's longer side, at least the output's and at most twice that), within cache_limit_bytes.
@@ -175,7 +176,9 @@ class Batches:
                 f"batch_size={batch_size} is larger than the dataset ({source.count:,} records): a batch "
                 "would hold a record twice; choose a smaller batch_size or a larger dataset"
             )
-        self.order = order if order is not None else ExampleOrder(source.count, seed)
+        if order is None:
+            order = ExampleOrder(source.count, seed)
+        self.order = order(source, int(batch_size), int(seed)) if callable(order) else order
         if self.order.count != source.count:
             raise ValueError(f"the order is over {self.order.count} records, the source has {source.count}")
         arranged_for = getattr(self.order, "batch_size", None)
