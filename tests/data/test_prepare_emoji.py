@@ -221,8 +221,16 @@ def test_interrupted_while_rendering_keeps_the_finished_styles(tmp_path, source,
     with pytest.raises(KeyboardInterrupt):
         prepared(tmp_path, source)
     assert len(list((tmp_path / "out" / "cache").iterdir())) == 2
+    stale = tmp_path / "out" / "cache" / "noto-32px-0123456789ab.zip"
+    stale.write_bytes(b"of another version")
+    (tmp_path / "out" / "cache" / next(f for f in _rendered(tmp_path) if f.startswith("noto-32"))).unlink()
     prepared(tmp_path, source)
-    assert len(drawn) == 3 + 8
+    assert len(drawn) == 3 + 9 and not stale.exists()
+    assert len(_rendered(tmp_path)) == 10
+
+
+def _rendered(tmp_path):
+    return [p.name for p in (tmp_path / "out" / "cache").iterdir() if p.name != "noto-32px-0123456789ab.zip"]
 
 
 # Packages

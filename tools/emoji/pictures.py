@@ -22,7 +22,8 @@ def rendered(
 
     advance: is told how many pictures more are done.
     """
-    digest = hashlib.sha256(repr((size, sorted(pictures.items()))).encode()).hexdigest()[:12]
+    drawn = sorted((code, p.svg, p.text, p.font) for code, p in pictures.items())
+    digest = hashlib.sha256(repr((size, drawn)).encode()).hexdigest()[:12]
     file = Path(cache_dir) / f"{style}-{size}px-{digest}.zip"
     kept = _read(file)
     if kept is not None and kept.keys() == pictures.keys():
@@ -38,6 +39,9 @@ def rendered(
         for code, png in pngs.items():
             archive.writestr(zipfile.ZipInfo(f"{code}.png", _DATE), png)
     os.replace(partial, file)
+    for old in file.parent.glob(f"{style}-{size}px-*.zip"):  # drawn from other versions of the package
+        if old != file:
+            old.unlink()
     return pngs
 
 
