@@ -1,1 +1,1 @@
-"""Programs that prepare data, train tokenizers and measure; run as `python tools/NAME.py` from the project's root."""
+"""Programs that prepare data, train tokenizers and measure: `python tools/NAME.py` from the root."""
