@@ -6,9 +6,9 @@ A run file under gin/runs/ describes a `Recipe`: a list of `Stage`s, each built 
 
 import re
 
-import gin
 import tensorflow as tf
 
+import gin
 from basic_tf.data import batches, captions, groups, images, records
 from basic_tf.data import tokenizer as tokenizer_module
 from basic_tf.evaluation import encoder, evaluator, prompts
@@ -55,7 +55,7 @@ _register(records.RecordSource.open, "Records")
 
 
 @gin.configurable(module="basic_tf")
-def Encoders(image_tower, text_tower, model=dual_encoder.DualEncoder, **options):  # noqa: N802 (a gin name)
+def Encoders(image_tower, text_tower, model=dual_encoder.DualEncoder, **options):
     """A dual encoder from two tower classes: both are made in the scope in which this is called."""
     return model(image_tower(), text_tower(), **options)
 
@@ -93,7 +93,9 @@ def recipe() -> stages.Recipe:
     try:
         gin.query_parameter("Recipe.stages")
     except ValueError as error:
-        raise GinError("the gin files bind no Recipe.stages; gin/runs/ holds files that describe a whole recipe") from error
+        raise GinError(
+            "the gin files bind no Recipe.stages; gin/runs/ holds files that describe a whole recipe"
+        ) from error
     try:
         made = gin.get_configurable(stages.Recipe)()
     except (ValueError, TypeError, RuntimeError) as error:

@@ -114,7 +114,9 @@ def bits_numpy(key: np.ndarray, examples: np.ndarray, stream: str, count: int) -
     return _mix_numpy(_mix_numpy(elements[None, :] + high[:, None]) ^ low[:, None])
 
 
-def uniform_numpy(key: np.ndarray, examples: np.ndarray, stream: str, shape: tuple[int, ...] = ()) -> np.ndarray:
+def uniform_numpy(
+    key: np.ndarray, examples: np.ndarray, stream: str, shape: tuple[int, ...] = ()
+) -> np.ndarray:
     """NumPy twin of `uniform`: float32 [B, *shape] in [0, 1)."""
     count = int(np.prod(shape, dtype=np.int64)) if shape else 1
     words = bits_numpy(key, examples, stream, count) >> np.uint32(8)

@@ -16,7 +16,15 @@ from basic_tf.training.stages import ConfigurationError
 CONFIG = "config.gin"
 VERSIONS = "versions.json"
 TOKENIZER = "tokenizer.model"
-_PACKAGES = ("tensorflow", "tensorflow-text", "tf-models-official", "keras", "keras-cv", "gin-config", "numpy")
+_PACKAGES = (
+    "tensorflow",
+    "tensorflow-text",
+    "tf-models-official",
+    "keras",
+    "keras-cv",
+    "gin-config",
+    "numpy",
+)
 
 
 @dataclasses.dataclass
@@ -39,7 +47,11 @@ def _revision() -> str | None:
     folder = os.path.dirname(os.path.abspath(__file__))
     try:
         done = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12"], cwd=folder, capture_output=True, text=True, check=True
+            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            check=True,
         )
     except (OSError, subprocess.CalledProcessError):
         return None
@@ -66,7 +78,9 @@ def describe(run_folder: str, config_text: str, options: loop.Options) -> None:
     source = configurables.tokenizer_file()
     if source and source != tokenizer:
         if not tf.io.gfile.exists(source):
-            raise ConfigurationError(f"no tokenizer model at {source}; train one with tools/train_tokenizer.py")
+            raise ConfigurationError(
+                f"no tokenizer model at {source}; train one with tools/train_tokenizer.py"
+            )
         tf.io.gfile.copy(source, tokenizer, overwrite=True)
     versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
     versions |= {
@@ -95,14 +109,18 @@ def _write(path: str, text: str) -> None:
         file.write(text)
 
 
-def load(run_folder: str, stage: str | None = None, step: int | None = None, averaged: bool = True) -> LoadedRun:
+def load(
+    run_folder: str, stage: str | None = None, step: int | None = None, averaged: bool = True
+) -> LoadedRun:
     """Reads the model of a run. stage: default the last contrastive stage that has a checkpoint; step: default newest.
 
     Raises checkpoints.CheckpointError or stages.ConfigurationError with what is missing.
     """
     path = os.path.join(run_folder, CONFIG)
     if not tf.io.gfile.exists(path):
-        raise checkpoints.CheckpointError(f"{run_folder} is no run folder: it has no {CONFIG}; pass the --model_dir of train")
+        raise checkpoints.CheckpointError(
+            f"{run_folder} is no run folder: it has no {CONFIG}; pass the --model_dir of train"
+        )
     config_text = _read(path)
     configurables.parse_text(config_text)
     recipe = configurables.recipe()

@@ -6,7 +6,7 @@ What happens, in this order:
 1. The gin files and bindings are read and checked; anything unknown or impossible is one line, before anything heavy.
 2. The runtime is made: devices, threads, replicas.
 3. Each stage of the recipe in turn: finished stages are passed over, an interrupted one resumes, others warm-start.
-4. With --mode=eval or continuous_eval, a stage's checkpoints are evaluated instead.
+4. With --mode=eval or continuous_eval, the checkpoints of one stage (--stage, or the last) are evaluated instead.
 
 Exit codes: 0 finished; 1 the run cannot work as configured, or failed; 75 stopped by SIGTERM or SIGINT after saving
 (the same command goes on).
@@ -18,19 +18,37 @@ import sys
 from absl import app, flags, logging
 
 _MODEL_DIR = flags.DEFINE_string("model_dir", None, "Run folder: checkpoints, logs, results. Local or gs://.")
-_MODE = flags.DEFINE_enum("mode", "train_and_eval", ["train", "train_and_eval"], "What to do.")
+_MODE = flags.DEFINE_enum(
+    "mode", "train_and_eval", ["train", "eval", "train_and_eval", "continuous_eval"], "What to do."
+)
 _GIN_FILE = flags.DEFINE_multi_string("gin_file", None, "Gin files, read in this order; see gin/runs/.")
-_GIN_PARAM = flags.DEFINE_multi_string("gin_param", [], "Gin bindings that override the files, e.g. \"Stage.batch_size = 64\".")
+_GIN_PARAM = flags.DEFINE_multi_string(
+    "gin_param", [], 'Gin bindings that override the files, e.g. "Stage.batch_size = 64".'
+)
 _STAGE = flags.DEFINE_string("stage", None, "Only this stage of the recipe (default: all in order).")
-_RUNTIME = flags.DEFINE_enum("runtime", "one_device", ["one_device", "mirrored", "multi_worker", "tpu"], "Where it runs.")
+_RUNTIME = flags.DEFINE_enum(
+    "runtime", "one_device", ["one_device", "mirrored", "multi_worker", "tpu"], "Where it runs."
+)
 _TPU = flags.DEFINE_string("tpu", None, "Name or address of the TPU for --runtime=tpu; `local` on a TPU VM.")
-_LOGICAL_DEVICES = flags.DEFINE_integer("logical_devices", None, "CPU devices that stand in for GPUs with --runtime=mirrored.")
-_TRAIN_STEPS = flags.DEFINE_integer("train_steps", None, "Overrides the number of steps of every stage that runs.", 1)
-_STEPS_PER_LOOP = flags.DEFINE_integer("steps_per_loop", 1, "Steps between visits to the host (TPU: a few hundred).", 1)
+_LOGICAL_DEVICES = flags.DEFINE_integer(
+    "logical_devices", None, "CPU devices that stand in for GPUs with --runtime=mirrored."
+)
+_TRAIN_STEPS = flags.DEFINE_integer(
+    "train_steps", None, "Overrides the number of steps of every stage that runs.", 1
+)
+_STEPS_PER_LOOP = flags.DEFINE_integer(
+    "steps_per_loop", 1, "Steps between visits to the host (TPU: a few hundred).", 1
+)
 _SEED = flags.DEFINE_integer("seed", 0, "Everything random follows from it.", 0)
-_THREADS = flags.DEFINE_integer("threads", None, "CPU threads for TensorFlow (default: the cores of this process).")
-_PROFILE_STEPS = flags.DEFINE_string("profile_steps", None, "`FIRST,LAST`: writes a trace of these steps for TensorBoard.")
-_EVAL_TIMEOUT = flags.DEFINE_float("eval_timeout", 3600.0, "continuous_eval: seconds without a new checkpoint before it ends.")
+_THREADS = flags.DEFINE_integer(
+    "threads", None, "CPU threads for TensorFlow (default: the cores of this process)."
+)
+_PROFILE_STEPS = flags.DEFINE_string(
+    "profile_steps", None, "`FIRST,LAST`: writes a trace of these steps for TensorBoard."
+)
+_EVAL_TIMEOUT = flags.DEFINE_float(
+    "eval_timeout", 3600.0, "continuous_eval: seconds without a new checkpoint before it ends."
+)
 
 flags.mark_flags_as_required(["model_dir", "gin_file"])
 
@@ -56,8 +74,20 @@ def main(argv: list[str]) -> None:
         strategies.use_all_cores(_THREADS.value)
         runtime = strategies.create(_RUNTIME.value, _TPU.value, _LOGICAL_DEVICES.value)
         options = loop.Options(_SEED.value, _STEPS_PER_LOOP.value, _TRAIN_STEPS.value, _PROFILE_STEPS.value)
-        runs.describe(_MODEL_DIR.value, configurables.config_text(), options)
+        if _MODE.value in ("train", "train_and_eval"):
+            runs.describe(_MODEL_DIR.value, configurables.config_text(), options)
 
+        if _MODE.value in ("eval", "continuous_eval"):
+            loop.evaluate_stage(
+                chosen[-1],
+                _MODEL_DIR.value,
+                runtime,
+                options,
+                configurables.Evaluation().of,
+                _MODE.value == "continuous_eval",
+                _EVAL_TIMEOUT.value,
+            )
+            return
         stop = preemption.StopRequest()
         evaluator = configurables.Evaluation().of if _MODE.value == "train_and_eval" else None
         for stage in chosen:

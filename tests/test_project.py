@@ -81,7 +81,7 @@ def third_party_imports() -> dict[str, str]:
     return {
         name: file
         for name, file in found.items()
-        if name not in sys.stdlib_module_names | {"basic_tf", "tools"}
+        if name not in sys.stdlib_module_names | {"basic_tf", "tools", "tests"}
     }
 
 

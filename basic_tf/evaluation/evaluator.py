@@ -66,7 +66,9 @@ class SuiteEvaluator(orbit.AbstractEvaluator):
         first = [own[0] for own in captions]
         rows = self._encoder.encode_image_bytes(images)  # [N, E]
         columns = self._encoder.encode_text(first)  # [N, E]
-        pictures = np.stack([framed(decode(image), 64, "stretch") for image in images[: max(_GALLERY, _MATRIX)]])
+        pictures = np.stack(
+            [framed(decode(image), 64, "stretch") for image in images[: max(_GALLERY, _MATRIX)]]
+        )
         scores = rows[:_GALLERY] @ columns.T
         found = [
             [
@@ -79,7 +81,9 @@ class SuiteEvaluator(orbit.AbstractEvaluator):
         panels.write_figure(
             step,
             "retrieved_captions",
-            panels.gallery(pictures[:_GALLERY], found, first[:_GALLERY], title="Captions found for test pictures"),
+            panels.gallery(
+                pictures[:_GALLERY], found, first[:_GALLERY], title="Captions found for test pictures"
+            ),
         )
         panels.write_figure(
             step,

@@ -77,9 +77,13 @@ class StageRun:
         self.seed = stage_seed(options.seed, stage.name)
         self.batches = stage.batches(seed=self.seed, batch_size=stage.batch_size)
         runtime.rows_per_replica(stage.batch_size)
-        self.total_steps = options.train_steps or stage.train.to_steps(stage.batch_size, self.batches.source.count)
+        self.total_steps = options.train_steps or stage.train.to_steps(
+            stage.batch_size, self.batches.source.count
+        )
         if self.total_steps < 1:
-            raise ConfigurationError(f"stage {stage.name} lasts {self.total_steps} steps; Stage.train must give at least one")
+            raise ConfigurationError(
+                f"stage {stage.name} lasts {self.total_steps} steps; Stage.train must give at least one"
+            )
         self.global_step = tf.Variable(0, dtype=tf.int64, trainable=False, name="global_step")
         with runtime.scope():
             self.task = stage.task(self.batches.source.metadata)
@@ -88,7 +92,9 @@ class StageRun:
             resolved = stage.rules.resolve(trainable)
             self.trained = {path: v for path, v in trainable.items() if not resolved[path].frozen}
             if not self.trained:
-                raise ConfigurationError(f"stage {stage.name} trains nothing: its rules freeze every parameter")
+                raise ConfigurationError(
+                    f"stage {stage.name} trains nothing: its rules freeze every parameter"
+                )
             self.schedule = stage.schedule(total_steps=self.total_steps)
             self.optimizer = stage.optimizer(self.schedule, rules=resolved)
             self.optimizer.build(self.trained)
@@ -213,7 +219,9 @@ def run_stage(
     run = StageRun(stage, folder, runtime, options)
     metadata = run.restore()
     if metadata:
-        print(f"stage {stage.name}: resumed at step {int(run.global_step):,} of {run.total_steps:,}", flush=True)
+        print(
+            f"stage {stage.name}: resumed at step {int(run.global_step):,} of {run.total_steps:,}", flush=True
+        )
     else:
         report = run.warm_start(run_folder)
         print("\n".join(report.lines()) if report else f"stage {stage.name}: from scratch", flush=True)
@@ -322,3 +330,55 @@ def _train(run: StageRun, clock: dict | None, stop: preemption.StopRequest, make
         else:
             controller.evaluate = paused_evaluation(controller.evaluate)
             controller.train_and_evaluate(run.total_steps, eval_interval=stage.evaluate_steps or None)
+
+
+def evaluate_stage(
+    stage: Stage,
+    run_folder: str,
+    runtime: runtime_lib.Runtime,
+    options: Options,
+    evaluator,
+    continuous: bool = False,
+    timeout_seconds: float = 3600.0,
+    poll_seconds: float = 5.0,
+) -> int:
+    """Evaluates a stage's newest checkpoint, or with `continuous` each new one until the stage is finished.
+
+    Ends quietly after `timeout_seconds` without a new checkpoint. The figures go to `evaluation.jsonl` and to the same
+    TensorBoard folder as those of train_and_eval. Returns how many checkpoints were evaluated; ConfigurationError if the
+    stage cannot be evaluated or, without `continuous`, has no checkpoint.
+    """
+    folder = os.path.join(run_folder, stage.name)
+    checkpoint_dir = checkpoint_folder(folder)
+    run = StageRun(stage, folder, runtime, options)
+    with metrics_log.MetricsLog(
+        os.path.join(folder, "evaluation.jsonl"), resumed_step=run.total_steps
+    ) as log:
+        made = evaluator(run, lambda figures: log.write(int(run.global_step), figures, kind="evaluation"))
+        if made is None:
+            raise ConfigurationError(
+                f"stage {stage.name} cannot be evaluated: it trains no dual encoder, or Evaluation.data_dir is not bound"
+            )
+        writer = tf.summary.create_file_writer(os.path.join(folder, "evaluation"))
+        done, count, last_news = -1, 0, time.monotonic()
+        while True:
+            finished = is_finished(folder)  # asked first: the last checkpoint is there before the mark is
+            newest = max(checkpoints.steps(checkpoint_dir), default=-1)
+            if newest > done:
+                metadata = run.restore()
+                if metadata is not None:
+                    done, count, last_news = int(run.global_step), count + 1, time.monotonic()
+                    with writer.as_default(step=done):
+                        for name, value in made.evaluate(-1).items():
+                            tf.summary.scalar(name, value)
+                    print(f"stage {stage.name}: evaluated step {done:,}", flush=True)
+            if not continuous and not count:
+                raise ConfigurationError(f"{checkpoint_dir} holds no checkpoint; train the stage first")
+            if not continuous or finished:
+                return count
+            if time.monotonic() - last_news > timeout_seconds:
+                logging.warning(
+                    "no new checkpoint in %s for %.0f s: leaving", checkpoint_dir, timeout_seconds
+                )
+                return count
+            time.sleep(poll_seconds)

@@ -48,10 +48,14 @@ class Stage:
     def check(self) -> None:
         """Raises ConfigurationError on numbers that cannot work, before anything heavy starts."""
         if not isinstance(self.batch_size, int) or self.batch_size < 1:
-            raise ConfigurationError(f"{self.name}/Stage.batch_size is {self.batch_size!r}; it must be a whole number >= 1")
+            raise ConfigurationError(
+                f"{self.name}/Stage.batch_size is {self.batch_size!r}; it must be a whole number >= 1"
+            )
         for field in ("summary_steps", "keep_checkpoints"):
             if getattr(self, field) < 1:
-                raise ConfigurationError(f"{self.name}/Stage.{field} is {getattr(self, field)}; it must be at least 1")
+                raise ConfigurationError(
+                    f"{self.name}/Stage.{field} is {getattr(self, field)}; it must be at least 1"
+                )
 
 
 @dataclasses.dataclass
@@ -63,12 +67,16 @@ class Recipe:
     def check(self) -> None:
         """Names are unique and every warm start points at an earlier stage or at a folder."""
         if not self.stages:
-            raise ConfigurationError("Recipe.stages is empty; a gin file under gin/runs/ describes a whole recipe")
+            raise ConfigurationError(
+                "Recipe.stages is empty; a gin file under gin/runs/ describes a whole recipe"
+            )
         seen: list[str] = []
         for stage in self.stages:
             stage.check()
             if stage.name in seen:
-                raise ConfigurationError(f"two stages are named {stage.name!r}; each needs a folder of its own")
+                raise ConfigurationError(
+                    f"two stages are named {stage.name!r}; each needs a folder of its own"
+                )
             source = stage.warm_start.stage if stage.warm_start else None
             if source and "/" not in source and source not in seen:
                 raise ConfigurationError(

@@ -5,6 +5,7 @@ replicas and microbatches is the gradient, and there is no other 1/N anywhere.
 """
 
 import abc
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -47,6 +48,9 @@ class Task(abc.ABC):
 
         variables: tf.Variables of what is trained. collectives: a parallel.runtime.Collectives, or None.
         """
+
+    def constrain(self) -> None:  # noqa: B027 (most tasks have no bounds)
+        """Puts variables back into their bounds; the update half calls it after the optimizer. Nothing by default."""
 
     @abc.abstractmethod
     def multiply_adds_per_example(self, trained: set[str]) -> float:
@@ -180,13 +184,18 @@ class Contrastive(Task):
         metadata: dict | None,
         model: Callable,
         microbatch: int | None = None,
-        tile: int = 1024,
+        tile: int = 2048,
         label_smoothing: float = 0.0,
+        max_inverse_temperature: float = 100.0,
     ):
         del metadata
         self.model = model()
         self._microbatch = microbatch
-        self._options = {"tile": tile, "label_smoothing": label_smoothing}
+        self._options = {
+            "tile": tile,
+            "label_smoothing": label_smoothing,
+            "max_inverse_temperature": max_inverse_temperature,
+        }
 
     def step(self, batch, noise_key, variables, collectives) -> StepResult:
         """Gradients of the mean contrastive loss over the global batch."""
@@ -204,6 +213,12 @@ class Contrastive(Task):
         temperature = tf.exp(-tf.convert_to_tensor(self.model.log_inverse_temperature))
         metrics = {"loss": result.loss, "temperature": temperature, **result.metrics}
         return StepResult(list(result.gradients), list(result.statistics), metrics)
+
+    def constrain(self) -> None:
+        """Clips the temperature (CLIP: 1 / tau <= 100): above the bound its gradient is zero, it would never come back."""
+        variable = self.model.log_inverse_temperature
+        bound = tf.constant(math.log(self._options["max_inverse_temperature"]), variable.dtype)
+        variable.assign(tf.minimum(tf.convert_to_tensor(variable), bound))
 
     def multiply_adds_per_example(self, trained: set[str]) -> float:
         """Per tower: three forwards' worth if trained, one if frozen, one more for Algorithm 1's first pass."""

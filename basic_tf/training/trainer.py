@@ -88,9 +88,12 @@ class Trainer(orbit.AbstractTrainer):
                 self.task.model.update_statistics(statistics)
 
         result = self.runtime.run(replica_half, (batch, noise_key))
-        self.runtime.update(self._plain(self._anchor), update_half, (result.gradients, result.statistics, step))
+        self.runtime.update(
+            self._plain(self._anchor), update_half, (result.gradients, result.statistics, step)
+        )
+        self.runtime.update(self._plain(self._anchor), self.task.constrain, ())
         if self.average is not None:
-            # A second update: the average must see the weights that the first one assigned.
+            # A further update: the average must see the weights that the first one assigned.
             self.runtime.update(self._plain(self._anchor), self.average.update, (step,))
         return self.runtime.local(result.metrics)
 

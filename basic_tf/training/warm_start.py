@@ -87,7 +87,9 @@ def apply(
         if _matches(ignored, path) or path in report.fresh:
             report.ignored.append(path)
         else:
-            problems.append(f"array {path} of {source} has no place in this model and no `ignored` pattern covers it")
+            problems.append(
+                f"array {path} of {source} has no place in this model and no `ignored` pattern covers it"
+            )
     for kind, patterns, paths in (("fresh", fresh, parameters), ("ignored", ignored, arrays)):
         for pattern in patterns:
             if not any(re.fullmatch(pattern, path) for path in paths):

@@ -81,7 +81,7 @@ def test_large_maps_are_split_into_files(tmp_path, monkeypatch):
 
 def test_assign_refuses_another_model():
     variables = {"a": tf.Variable(tf.zeros([2])), "b": tf.Variable(tf.zeros([3]))}
-    with pytest.raises(checkpoints.CheckpointError, match="lacks b.*has c"):
+    with pytest.raises(checkpoints.CheckpointError, match=r"lacks b.*has c"):
         checkpoints.assign({"a": np.zeros(2), "c": np.zeros(3)}, variables, "run/step-1")
     with pytest.raises(checkpoints.CheckpointError, match=r"b \(4,\) instead of \(3,\)"):
         checkpoints.assign({"a": np.zeros(2), "b": np.zeros(4)}, variables, "run/step-1")

@@ -1,0 +1,148 @@
+"""train.py as people run it: a whole recipe, stopping and killing, and its one-line errors."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from basic_tf.training import checkpoints, loop, preemption
+from tests import tiny_data
+
+ROOT = Path(__file__).resolve().parents[2]
+STAGES = ("pretrain", "contrastive", "finetune")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return tiny_data.make(str(tmp_path_factory.mktemp("data")))
+
+
+def command(data, model_dir, *flags, params=()):
+    bindings = [f"TRAIN='{data}/train.json'", f"MODEL='{data}/tokenizer.model'", *params]
+    return [
+        sys.executable,
+        "-m",
+        "basic_tf.train",
+        "--gin_file=tests/training/tiny.gin",
+        f"--model_dir={model_dir}",
+        "--mode=train",
+        *(f"--gin_param={binding}" for binding in bindings),
+        *flags,
+    ]
+
+
+def run(*arguments, **options):
+    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        command(*arguments, **options),
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def whole_run(data, tmp_path_factory):
+    """An uninterrupted run of all three stages, with evaluation."""
+    folder = str(tmp_path_factory.mktemp("whole"))
+    done = run(data, folder, "--mode=train_and_eval", params=[f"EVAL='{data}'"])
+    assert done.returncode == 0, done.stderr
+    return folder, done
+
+
+def last_arrays(folder, stage):
+    return checkpoints.load_latest(loop.checkpoint_folder(os.path.join(folder, stage)))
+
+
+def test_the_whole_recipe_runs_and_says_what_it_took_over(whole_run):
+    folder, done = whole_run
+    for stage in STAGES:
+        assert loop.is_finished(os.path.join(folder, stage))
+    assert "ignored     2 parameters  image_tower/head" in done.stdout or "image_tower/head" in done.stdout
+    assert "fresh" in done.stdout and "text_tower" in done.stdout
+    for name in ("config.gin", "versions.json", "tokenizer.model"):
+        assert os.path.exists(os.path.join(folder, name))
+    lines = [json.loads(line) for line in Path(folder, "finetune", "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if line["kind"] == "train"] == [1, 2, 3, 4, 5, 6]
+    assert "zero_shot/in_distribution/top1" in [line for line in lines if line["kind"] == "evaluation"][-1]
+
+
+def test_stage_two_leaves_the_image_tower_alone_and_stage_three_does_not(whole_run):
+    folder, _ = whole_run
+    first, second, third = (loop.trained_arrays(last_arrays(folder, stage)) for stage in STAGES)
+    tower = [path for path in second if path.startswith("image_tower/")]
+    assert tower
+    for path in tower:
+        np.testing.assert_array_equal(first[path], second[path])
+    assert any(not np.array_equal(second[path], third[path]) for path in tower)
+    assert any(not np.array_equal(second[p], third[p]) for p in second if p.startswith("text_tower/"))
+
+
+def test_a_finished_run_returns_at_once(data, whole_run):
+    folder, _ = whole_run
+    again = run(data, folder, "--mode=train_and_eval", params=[f"EVAL='{data}'"])
+    assert again.returncode == 0
+    assert "pretrain 1/6" not in again.stderr
+
+
+def test_killed_and_stopped_runs_end_with_the_same_weights(data, whole_run, tmp_path):
+    """SIGTERM in the first stage, SIGKILL in a later one; every array equal bit for bit."""
+    reference, _ = whole_run
+    folder = str(tmp_path / "run")
+    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONPATH": str(ROOT)}
+    # The evaluation must not change training: the reference evaluated, this run does not.
+    params = [f"EVAL='{data}'"]
+    for stage, number in (("pretrain", signal.SIGTERM), ("contrastive", signal.SIGKILL)):
+        process = subprocess.Popen(
+            command(data, folder, params=params),
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+        )
+        deadline = time.monotonic() + 200
+        while not checkpoints.steps(loop.checkpoint_folder(os.path.join(folder, stage))):
+            assert process.poll() is None and time.monotonic() < deadline, process.stderr.read()
+            time.sleep(0.02)
+        process.send_signal(number)
+        process.communicate(timeout=100)
+        # The stage may have ended before the signal came; then the next one stops.
+        expected = {signal.SIGTERM: preemption.EXIT_STOPPED, signal.SIGKILL: -signal.SIGKILL}[number]
+        assert process.returncode == expected
+    done = run(data, folder, params=params)
+    assert done.returncode == 0, done.stderr
+    for stage in STAGES:
+        mine, other = last_arrays(folder, stage), last_arrays(reference, stage)
+        assert mine.step == other.step == 6
+        for path, array in other.arrays.items():
+            np.testing.assert_array_equal(mine.arrays[path], array, err_msg=f"{stage}/{path}")
+
+
+@pytest.mark.parametrize(
+    "flags,params,message",
+    [
+        (["--gin_file=gin/runs/nothing.gin"], (), "there is no gin file gin/runs/nothing.gin"),
+        ([], ["CoAtNet.varaint = 'coatnet_0'"], "varaint"),
+        ([], ["Nonsense.value = 1"], "Nonsense"),
+        ([], ["Stage.batch_size = 4096"], "batch_size=4096 is larger than the dataset"),
+        ([], ["Stage.batch_size = 0"], "batch_size"),
+        ([], ["TRAIN = 'nowhere/train.json'"], "nowhere/train.json"),
+        ([], ["all/Rule.pattern = 'image_towr/.*'"], "image_towr"),
+        (["--stage=middle"], (), "--stage=middle is not one of pretrain, contrastive, finetune"),
+    ],
+)
+def test_what_cannot_work_is_one_line(data, tmp_path, flags, params, message):
+    done = run(data, str(tmp_path), *flags, params=params)
+    assert done.returncode == 1
+    lines = [line for line in done.stderr.splitlines() if line.strip()]
+    assert message in lines[-1] and lines[-1].startswith("train: ")
+    assert not any("Traceback" in line for line in lines)
