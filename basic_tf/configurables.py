@@ -4,12 +4,13 @@ A run file under gin/runs/ describes a `Recipe`: a list of `Stage`s, each built 
 `CoAtNet.variant = ...` holds for all stages and `pretrain/CoAtNet.batch_norm = ...` for one.
 """
 
+import functools
 import re
 
 import tensorflow as tf
 
 import gin
-from basic_tf.data import batches, captions, groups, images, records
+from basic_tf.data import batches, captions, examples, groups, images, records
 from basic_tf.data import tokenizer as tokenizer_module
 from basic_tf.evaluation import encoder, evaluator, prompts
 from basic_tf.monitoring import panels
@@ -32,6 +33,7 @@ for _thing in (
     coatnet.CoAtNet,
     coatnet_table.CoAtNetTable,
     dual_encoder.DualEncoder,
+    examples.FeatureKeys,
     images.ImageAugmentation,
     rules.Rule,
     rules.RuleTable,
@@ -58,6 +60,12 @@ _register(records.RecordSource.open, "Records")
 def Encoders(image_tower, text_tower, model=dual_encoder.DualEncoder, **options):
     """A dual encoder from two tower classes: both are made in the scope in which this is called."""
     return model(image_tower(), text_tower(), **options)
+
+
+@gin.configurable(module="basic_tf")
+def RecordParser(keys=examples.FeatureKeys()):  # noqa: B008 (a frozen default; a gin name)
+    """Reads records that others wrote under other feature keys: `ContrastiveBatches.parse = @RecordParser()`."""
+    return functools.partial(examples.parse_example, keys=keys)
 
 
 def parse(files: list[str], bindings: list[str]) -> None:
