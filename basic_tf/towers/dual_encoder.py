@@ -99,21 +99,44 @@ class DualEncoder(keras.Model):
         found = {prefix + path: v for prefix, part in self._parts() for path, v in part.parameters().items()}
         return {**found, "log_inverse_temperature": self.log_inverse_temperature}
 
-    def _embed(self, tower: Tower, projection: Dense | None, inputs, training: bool, noise: Noise | None):
+    def image_features(self, images, training: bool = False, noise: Noise | None = None):
+        """images [B, H, W, 3], uint8 or float in [-1, 1] -> (features [B, width], BatchNorm statistics).
+
+        What a frozen image tower says of a picture: computed once while `project_image` learns.
+        """
         if not self.built:
             self.build()
-        features, statistics = tower.forward(inputs, training, noise)
+        return self.image_tower.forward(images, training, noise)
+
+    def text_features(self, token_ids, training: bool = False, noise: Noise | None = None):
+        """token_ids [B, T] -> (features [B, width], statistics: always empty)."""
+        if not self.built:
+            self.build()
+        return self.text_tower.forward(token_ids, training, noise)
+
+    def project_image(self, features) -> tf.Tensor:
+        """Image features [B, width] -> unit rows [B, E]."""
+        return self._unit_rows(self.image_projection, features)
+
+    def project_text(self, features) -> tf.Tensor:
+        """Text features [B, width] -> unit rows [B, E]."""
+        return self._unit_rows(self.text_projection, features)
+
+    @staticmethod
+    def _unit_rows(projection: Dense | None, features) -> tf.Tensor:
         if projection is not None:
             features = projection.project(tf.cast(features, projection.compute_dtype))
-        return ops.unit_rows(features), statistics
+        return ops.unit_rows(features)
 
     def image_embeddings(self, images, training: bool = False, noise: Noise | None = None):
         """images [B, H, W, 3], uint8 or float in [-1, 1] -> (unit rows [B, E], BatchNorm statistics)."""
-        return self._embed(self.image_tower, self.image_projection, images, training, noise)
+        features, statistics = self.image_features(images, training, noise)
+        return self.project_image(features), statistics
 
     def text_embeddings(self, token_ids, training: bool = False, noise: Noise | None = None):
         """token_ids [B, T] -> (unit rows [B, E], statistics: always empty)."""
-        return self._embed(self.text_tower, self.text_projection, token_ids, training, noise)
+        features, statistics = self.text_features(token_ids, training, noise)
+        return self.project_text(features), statistics
 
     def encode_image(self, images) -> tf.Tensor:
         """images -> unit rows [B, E], for inference."""
