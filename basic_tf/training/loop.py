@@ -188,6 +188,18 @@ def _plain(variable) -> tf.Variable:
     return variable if isinstance(variable, tf.Variable) else variable.value
 
 
+def _built(stage: Stage, folder: str, runtime: runtime_lib.Runtime, options: Options) -> StageRun:
+    """The stage, built. What a user's numbers or paths make impossible is a ConfigurationError of one line."""
+    try:
+        return StageRun(stage, folder, runtime, options)
+    except ConfigurationError:
+        raise
+    except (ValueError, OSError, MemoryError) as error:
+        # gin appends where it was ("In call to configurable ..."); the first lines say what is wrong.
+        words = " ".join(str(error).split("\n  In call to configurable")[0].split())
+        raise ConfigurationError(f"stage {stage.name}: {words}") from error
+
+
 class _ToLog(io.TextIOBase):
     """Where orbit's print lines go: people watch the progress line, the log keeps orbit's account."""
 
@@ -216,7 +228,7 @@ def run_stage(
     if is_finished(folder):
         logging.info("stage %s is finished; nothing to do", stage.name)
         return
-    run = StageRun(stage, folder, runtime, options)
+    run = _built(stage, folder, runtime, options)
     metadata = run.restore()
     if metadata:
         print(
@@ -350,7 +362,7 @@ def evaluate_stage(
     """
     folder = os.path.join(run_folder, stage.name)
     checkpoint_dir = checkpoint_folder(folder)
-    run = StageRun(stage, folder, runtime, options)
+    run = _built(stage, folder, runtime, options)
     with metrics_log.MetricsLog(
         os.path.join(folder, "evaluation.jsonl"), resumed_step=run.total_steps
     ) as log:
