@@ -125,7 +125,7 @@ class Evaluation:
         self._data_dir, self._templates, self._tests = data_dir, templates, tests
 
     def of(self, run, report) -> evaluator.SuiteEvaluator | None:
-        """The evaluator of a stage run (training.loop.StageRun); None for a stage that trains no dual encoder."""
+        """The evaluator of a stage run (training.stage_run.StageRun); None for a stage that trains no dual encoder."""
         if self._data_dir is None or not is_contrastive(run.stage):
             return None
         return evaluator.SuiteEvaluator(

@@ -10,7 +10,7 @@ import subprocess
 import tensorflow as tf
 
 from basic_tf import configurables
-from basic_tf.training import checkpoints, loop
+from basic_tf.training import checkpoints, stage_run
 from basic_tf.training.stages import ConfigurationError
 
 CONFIG = "config.gin"
@@ -58,7 +58,7 @@ def _revision() -> str | None:
     return done.stdout.strip()
 
 
-def describe(run_folder: str, config_text: str, options: loop.Options) -> None:
+def describe(run_folder: str, config_text: str, options: stage_run.Options) -> None:
     """Writes config.gin, versions.json and a copy of the tokenizer, so that the folder can be used on its own.
 
     Raises ConfigurationError if the folder holds checkpoints of a run with another configuration.
@@ -94,7 +94,7 @@ def describe(run_folder: str, config_text: str, options: loop.Options) -> None:
 
 def _has_checkpoints(run_folder: str) -> bool:
     return any(
-        checkpoints.steps(loop.checkpoint_folder(os.path.join(run_folder, name.rstrip("/"))))
+        checkpoints.steps(stage_run.checkpoint_folder(os.path.join(run_folder, name.rstrip("/"))))
         for name in tf.io.gfile.listdir(run_folder)
     )
 
@@ -129,7 +129,7 @@ def load(
         chosen = recipe.stage(name)
         if not configurables.is_contrastive(chosen):
             continue
-        folder = loop.checkpoint_folder(os.path.join(run_folder, name))
+        folder = stage_run.checkpoint_folder(os.path.join(run_folder, name))
         if not checkpoints.steps(folder):
             continue
         checkpoint = checkpoints.load(folder, step) if step is not None else checkpoints.load_latest(folder)
@@ -137,7 +137,9 @@ def load(
             continue
         model = chosen.task(metadata=None).model
         model.build()
-        checkpoints.assign(loop.trained_arrays(checkpoint, averaged), model.parameters(), checkpoint.path)
+        checkpoints.assign(
+            stage_run.trained_arrays(checkpoint, averaged), model.parameters(), checkpoint.path
+        )
         return LoadedRun(
             model,
             configurables.tokenizer(os.path.join(run_folder, TOKENIZER)),

@@ -64,7 +64,7 @@ def main(argv: list[str]) -> None:
     from basic_tf import configurables, runs
     from basic_tf.parallel import runtime as runtime_lib
     from basic_tf.parallel import strategies
-    from basic_tf.training import checkpoints, loop, preemption, stages
+    from basic_tf.training import checkpoints, loop, preemption, stage_run, stages
 
     try:
         configurables.parse(_GIN_FILE.value, _GIN_PARAM.value)
@@ -73,7 +73,9 @@ def main(argv: list[str]) -> None:
         chosen = [recipe.stage(_STAGE.value)] if _STAGE.value else recipe.stages
         strategies.use_all_cores(_THREADS.value)
         runtime = strategies.create(_RUNTIME.value, _TPU.value, _LOGICAL_DEVICES.value)
-        options = loop.Options(_SEED.value, _STEPS_PER_LOOP.value, _TRAIN_STEPS.value, _PROFILE_STEPS.value)
+        options = stage_run.Options(
+            _SEED.value, _STEPS_PER_LOOP.value, _TRAIN_STEPS.value, _PROFILE_STEPS.value
+        )
         if _MODE.value in ("train", "train_and_eval"):
             runs.describe(_MODEL_DIR.value, configurables.config_text(), options)
 

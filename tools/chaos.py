@@ -80,15 +80,16 @@ def differences(left: str, right: str) -> tuple[list[str], int]:
     import numpy as np
 
     from basic_tf.monitoring.metrics_log import read_metrics
-    from basic_tf.training import checkpoints, loop
+    from basic_tf.training import checkpoints, stage_run
 
     found, compared = [], 0
-    stages = sorted(name for name in os.listdir(left) if loop.is_finished(os.path.join(left, name)))
+    stages = sorted(name for name in os.listdir(left) if stage_run.is_finished(os.path.join(left, name)))
     if not stages:
         raise app.UsageError(f"{left} has no finished stage: nothing to compare")
     for stage in stages:
         mine, other = (
-            checkpoints.load_latest(loop.checkpoint_folder(os.path.join(run, stage))) for run in (left, right)
+            checkpoints.load_latest(stage_run.checkpoint_folder(os.path.join(run, stage)))
+            for run in (left, right)
         )
         if other is None or set(mine.arrays) != set(other.arrays) or mine.step != other.step:
             found.append(f"{stage}: the last checkpoints hold other arrays or are of another step")

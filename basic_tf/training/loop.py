@@ -10,12 +10,9 @@ step. The batch, its augmentation and the dropout masks of step k are the same w
 """
 
 import contextlib
-import dataclasses
 import io
-import json
 import os
 import time
-import zlib
 
 import numpy as np
 import orbit
@@ -24,180 +21,17 @@ from absl import logging
 
 from basic_tf.monitoring import flops, metrics_log, profile, progress
 from basic_tf.parallel import runtime as runtime_lib
-from basic_tf.training import checkpoints, preemption, warm_start
+from basic_tf.training import checkpoints, preemption
+from basic_tf.training.stage_run import (
+    Options,
+    StageRun,
+    built,
+    checkpoint_folder,
+    is_finished,
+    mark_finished,
+)
 from basic_tf.training.stages import ConfigurationError, Stage
 from basic_tf.training.trainer import Trainer
-
-_FINISHED = "finished.json"
-
-
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """What the command line decides for every stage. train_steps overrides each stage's duration."""
-
-    seed: int = 0
-    steps_per_loop: int = 1
-    train_steps: int | None = None
-    profile_steps: str | None = None
-
-
-def stage_seed(seed: int, name: str) -> int:
-    """Each stage draws from streams of its own."""
-    return (seed << 32) ^ zlib.crc32(name.encode())
-
-
-def checkpoint_folder(stage_folder: str) -> str:
-    """Where a stage keeps its checkpoints."""
-    return os.path.join(stage_folder, "checkpoints")
-
-
-def is_finished(stage_folder: str) -> bool:
-    """Whether the stage has reached its last step and saved it."""
-    return tf.io.gfile.exists(os.path.join(stage_folder, _FINISHED))
-
-
-def trained_arrays(checkpoint: checkpoints.Checkpoint, averaged: bool = True) -> dict[str, np.ndarray]:
-    """The model's arrays by parameter path; with `averaged`, averaged weights take the place of the last ones."""
-    arrays = _under(checkpoint.arrays, "parameters/")
-    if averaged:
-        slots = _under(checkpoint.arrays, "average/")
-        arrays.update({path.removesuffix("/average"): value for path, value in slots.items()})
-    return arrays
-
-
-def _under(arrays: dict, prefix: str) -> dict:
-    return {path.removeprefix(prefix): value for path, value in arrays.items() if path.startswith(prefix)}
-
-
-class StageRun:
-    """One stage, built and ready: model, optimizer, input, the variables that a checkpoint holds."""
-
-    def __init__(self, stage: Stage, folder: str, runtime: runtime_lib.Runtime, options: Options):
-        self.stage, self.folder, self.runtime, self.options = stage, folder, runtime, options
-        self.seed = stage_seed(options.seed, stage.name)
-        self.batches = stage.batches(seed=self.seed, batch_size=stage.batch_size)
-        runtime.rows_per_replica(stage.batch_size)
-        self.total_steps = options.train_steps or stage.train.to_steps(
-            stage.batch_size, self.batches.source.count
-        )
-        if self.total_steps < 1:
-            raise ConfigurationError(
-                f"stage {stage.name} lasts {self.total_steps} steps; Stage.train must give at least one"
-            )
-        self.global_step = tf.Variable(0, dtype=tf.int64, trainable=False, name="global_step")
-        with runtime.scope():
-            self.task = stage.task(self.batches.source.metadata)
-            parameters = self.task.parameters()
-            trainable = {path: variable for path, variable in parameters.items() if variable.trainable}
-            resolved = stage.rules.resolve(trainable)
-            self.trained = {path: v for path, v in trainable.items() if not resolved[path].frozen}
-            if not self.trained:
-                raise ConfigurationError(
-                    f"stage {stage.name} trains nothing: its rules freeze every parameter"
-                )
-            self.schedule = stage.schedule(total_steps=self.total_steps)
-            self.optimizer = stage.optimizer(self.schedule, rules=resolved)
-            self.optimizer.build(self.trained)
-            self.average = None
-            if stage.weight_average is not None:
-                self.average = stage.weight_average()
-                self.average.build(self.trained)
-        self.parameters = parameters
-
-    def state(self) -> dict[str, tf.Variable]:
-        """Every variable of a checkpoint by path."""
-        state = {f"parameters/{path}": variable for path, variable in self.parameters.items()}
-        state.update({f"optimizer/{path}": variable for path, variable in self.optimizer.slots().items()})
-        if self.average is not None:
-            state.update({f"average/{path}": variable for path, variable in self.average.slots().items()})
-        return state | {"step": self.global_step}
-
-    @contextlib.contextmanager
-    def averaged_weights(self):
-        """Inside, the model holds the averaged weights (if the stage keeps an average); afterwards its own again."""
-        if self.average is None:
-            yield
-            return
-        own = {path: np.array(variable) for path, variable in self.trained.items()}
-        try:
-            for path, value in self.average.averaged(int(self.global_step)).items():
-                self.trained[path].assign(value)
-            yield
-        finally:
-            for path, value in own.items():
-                self.trained[path].assign(value)
-
-    def save(self, clock: dict) -> str:
-        """Writes a checkpoint of the present state; refuses if the replicas have drifted apart."""
-        state = self.state()
-        spread = self.runtime.replica_spread({path: _plain(variable) for path, variable in state.items()})
-        if spread:
-            worst = max(spread, key=spread.get)
-            raise RuntimeError(
-                f"replicas differ at step {int(self.global_step)}: {len(spread)} variables, most {worst} by "
-                f"{spread[worst]:.3g}; the checkpoint was not written. This is a bug in a step that assigns in a replica"
-            )
-        arrays = {path: np.asarray(variable) for path, variable in state.items()}
-        return checkpoints.save(
-            checkpoint_folder(self.folder),
-            int(self.global_step),
-            arrays,
-            {"stage": self.stage.name, "seed": self.options.seed, "clock": clock},
-            keep=self.stage.keep_checkpoints,
-        )
-
-    def restore(self) -> dict | None:
-        """Resumes from the newest whole checkpoint and returns its metadata; None if there is none."""
-        checkpoint = checkpoints.load_latest(checkpoint_folder(self.folder))
-        if checkpoint is None:
-            return None
-        if checkpoint.metadata["seed"] != self.options.seed:
-            raise ConfigurationError(
-                f"{checkpoint.path} was trained with --seed={checkpoint.metadata['seed']}, this run has "
-                f"--seed={self.options.seed}; use the same seed or another --model_dir"
-            )
-        if checkpoint.step > self.total_steps:
-            raise ConfigurationError(
-                f"{checkpoint.path} is at step {checkpoint.step}, beyond the {self.total_steps} steps of this run; "
-                "train for longer or use another --model_dir"
-            )
-        checkpoints.assign(checkpoint.arrays, self.state(), checkpoint.path)
-        return checkpoint.metadata
-
-    def warm_start(self, run_folder: str) -> warm_start.Report | None:
-        """Takes the weights that the stage's WarmStart names; None where the stage starts from scratch."""
-        spec = self.stage.warm_start
-        if spec is None:
-            return None
-        folder = spec.stage if "/" in spec.stage else os.path.join(run_folder, spec.stage)
-        checkpoint = checkpoints.load_latest(checkpoint_folder(folder))
-        if checkpoint is None:
-            raise ConfigurationError(
-                f"stage {self.stage.name} warm-starts from {folder}, which holds no checkpoint; train that stage first"
-            )
-        arrays = trained_arrays(checkpoint, spec.averaged)
-        report = warm_start.apply(self.parameters, arrays, spec.fresh, spec.ignored, checkpoint.path)
-        if self.average is not None:
-            # The average was built on the initial weights; it starts anew from those just loaded.
-            for path, slot in self.average.slots().items():
-                slot.assign(tf.cast(self.trained[path.removesuffix("/average")], slot.dtype))
-        return report
-
-
-def _plain(variable) -> tf.Variable:
-    return variable if isinstance(variable, tf.Variable) else variable.value
-
-
-def _built(stage: Stage, folder: str, runtime: runtime_lib.Runtime, options: Options) -> StageRun:
-    """The stage, built. What a user's numbers or paths make impossible is a ConfigurationError of one line."""
-    try:
-        return StageRun(stage, folder, runtime, options)
-    except ConfigurationError:
-        raise
-    except (ValueError, OSError, MemoryError) as error:
-        # gin appends where it was ("In call to configurable ..."); the first lines say what is wrong.
-        words = " ".join(str(error).split("\n  In call to configurable")[0].split())
-        raise ConfigurationError(f"stage {stage.name}: {words}") from error
 
 
 class _ToLog(io.TextIOBase):
@@ -221,26 +55,26 @@ def run_stage(
     """Trains a stage to its end. Raises preemption.Stopped after saving when a signal asked for it.
 
     evaluator: called with the StageRun and a function that logs a dict of figures, returns an orbit.AbstractEvaluator or
-    None. at_start: called once with the
-    StageRun and a summary writer, for what TensorBoard shows from the beginning.
+    None. at_start: called with the StageRun under the stage's summary writer, for what TensorBoard shows from the
+    beginning.
     """
     folder = os.path.join(run_folder, stage.name)
     if is_finished(folder):
         logging.info("stage %s is finished; nothing to do", stage.name)
         return
-    run = _built(stage, folder, runtime, options)
-    metadata = run.restore()
-    if metadata:
-        print(
-            f"stage {stage.name}: resumed at step {int(run.global_step):,} of {run.total_steps:,}", flush=True
-        )
-    else:
-        report = run.warm_start(run_folder)
-        print("\n".join(report.lines()) if report else f"stage {stage.name}: from scratch", flush=True)
     with stop:
+        run = built(stage, folder, runtime, options)
+        metadata = run.restore()
+        if metadata:
+            print(
+                f"stage {stage.name}: resumed at step {int(run.global_step):,} of {run.total_steps:,}",
+                flush=True,
+            )
+        else:
+            report = run.warm_start(run_folder)
+            print("\n".join(report.lines()) if report else f"stage {stage.name}: from scratch", flush=True)
         _train(run, (metadata or {}).get("clock"), stop, evaluator, at_start)
-    with tf.io.gfile.GFile(os.path.join(folder, _FINISHED), "w") as file:
-        file.write(json.dumps({"step": int(run.global_step)}))
+    mark_finished(folder, int(run.global_step))
 
 
 def _train(run: StageRun, clock: dict | None, stop: preemption.StopRequest, make_evaluator, at_start) -> None:
@@ -276,24 +110,26 @@ def _train(run: StageRun, clock: dict | None, stop: preemption.StopRequest, make
     evaluator = make_evaluator(run, report_evaluation) if make_evaluator else None
     saved_at = {"step": int(run.global_step), "time": time.monotonic()}
 
+    def refuse_broken_loss(output) -> None:
+        if not np.isfinite(float(output["loss"])):
+            raise FloatingPointError(
+                f"stage {stage.name}: the loss is {float(output['loss'])} at step {int(run.global_step)}; the last "
+                f"checkpoint is at step {saved_at['step']}. Lower the learning rate, or raise the warm-up"
+            )
+
     def report(output) -> None:
         step = int(run.global_step)
         profiler.after_step(step)
         if step % stage.summary_steps and step != run.total_steps:
             return
+        refuse_broken_loss(output)
         metrics = {name: float(value) for name, value in output.items()}
-        if not np.isfinite(metrics["loss"]):
-            raise FloatingPointError(
-                f"stage {stage.name}: the loss is {metrics['loss']} at step {step}; the last checkpoint is at step "
-                f"{saved_at['step']}. Lower the learning rate, or raise the warm-up"
-            )
         metrics["learning_rate"] = float(run.schedule(step - 1))
         speeds = line.update(step, metrics, trainer.take_data_wait())
         log.write(step, metrics | speeds)
         output.update(metrics | speeds)
 
     def save_if_due(output) -> None:
-        del output
         step = int(run.global_step)
         due = (
             stop.requested is not None
@@ -302,6 +138,7 @@ def _train(run: StageRun, clock: dict | None, stop: preemption.StopRequest, make
             or time.monotonic() - saved_at["time"] >= stage.checkpoint_seconds
         )
         if due and chief and step != saved_at["step"]:
+            refuse_broken_loss(output)  # a checkpoint of broken weights would be resumed from for ever
             with line.pause("saving"):
                 run.save(line.state())
             saved_at.update(step=step, time=time.monotonic())
@@ -341,6 +178,8 @@ def _train(run: StageRun, clock: dict | None, stop: preemption.StopRequest, make
             controller.train(run.total_steps, checkpoint_at_completion=False)
         else:
             controller.evaluate = paused_evaluation(controller.evaluate)
+            if int(run.global_step) == run.total_steps:
+                controller.evaluate()  # killed after the last step, before its evaluation had ended
             controller.train_and_evaluate(run.total_steps, eval_interval=stage.evaluate_steps or None)
 
 
@@ -362,7 +201,7 @@ def evaluate_stage(
     """
     folder = os.path.join(run_folder, stage.name)
     checkpoint_dir = checkpoint_folder(folder)
-    run = _built(stage, folder, runtime, options)
+    run = built(stage, folder, runtime, options)
     with metrics_log.MetricsLog(
         os.path.join(folder, "evaluation.jsonl"), resumed_step=run.total_steps
     ) as log:

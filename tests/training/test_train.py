@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from basic_tf.training import checkpoints, loop, preemption
+from basic_tf.training import checkpoints, preemption, stage_run
 from tests import tiny_data
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -60,13 +60,13 @@ def whole_run(data, tmp_path_factory):
 
 
 def last_arrays(folder, stage):
-    return checkpoints.load_latest(loop.checkpoint_folder(os.path.join(folder, stage)))
+    return checkpoints.load_latest(stage_run.checkpoint_folder(os.path.join(folder, stage)))
 
 
 def test_the_whole_recipe_runs_and_says_what_it_took_over(whole_run):
     folder, done = whole_run
     for stage in STAGES:
-        assert loop.is_finished(os.path.join(folder, stage))
+        assert stage_run.is_finished(os.path.join(folder, stage))
     assert "ignored     2 parameters  image_tower/head" in done.stdout or "image_tower/head" in done.stdout
     assert "fresh" in done.stdout and "text_tower" in done.stdout
     for name in ("config.gin", "versions.json", "tokenizer.model"):
@@ -78,7 +78,7 @@ def test_the_whole_recipe_runs_and_says_what_it_took_over(whole_run):
 
 def test_stage_two_leaves_the_image_tower_alone_and_stage_three_does_not(whole_run):
     folder, _ = whole_run
-    first, second, third = (loop.trained_arrays(last_arrays(folder, stage)) for stage in STAGES)
+    first, second, third = (stage_run.trained_arrays(last_arrays(folder, stage)) for stage in STAGES)
     tower = [path for path in second if path.startswith("image_tower/")]
     assert tower
     for path in tower:
@@ -92,6 +92,30 @@ def test_a_finished_run_returns_at_once(data, whole_run):
     again = run(data, folder, "--mode=train_and_eval", params=[f"EVAL='{data}'"])
     assert again.returncode == 0
     assert "pretrain 1/6" not in again.stderr
+
+
+def test_a_stage_can_be_evaluated_afterwards(data, whole_run):
+    folder, _ = whole_run
+    done = run(data, folder, "--mode=continuous_eval", "--stage=finetune", params=[f"EVAL='{data}'"])
+    assert done.returncode == 0, done.stderr
+    assert "evaluated step 6" in done.stdout
+    trained = [
+        json.loads(line) for line in Path(folder, "finetune", "metrics.jsonl").read_text().splitlines()
+    ][-1]
+    later = [
+        json.loads(line) for line in Path(folder, "finetune", "evaluation.jsonl").read_text().splitlines()
+    ][-1]
+    assert later == trained
+    done = run(data, folder, "--mode=eval", "--stage=pretrain", params=[f"EVAL='{data}'"])
+    assert done.returncode == 1 and "trains no dual encoder" in done.stderr
+
+
+def test_a_broken_loss_stops_the_run_and_is_never_saved(data, tmp_path):
+    done = run(data, str(tmp_path), params=["pretrain/Schedule.peak = 1e38", "AdaFactorW.update_clip = None"])
+    assert done.returncode == 1
+    assert "the loss is" in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr
+    arrays = last_arrays(str(tmp_path), "pretrain")
+    assert arrays is None or all(np.isfinite(a.astype(np.float64)).all() for a in arrays.arrays.values())
 
 
 def test_killed_and_stopped_runs_end_with_the_same_weights(data, whole_run, tmp_path):
@@ -110,7 +134,7 @@ def test_killed_and_stopped_runs_end_with_the_same_weights(data, whole_run, tmp_
             stderr=subprocess.PIPE,
         )
         deadline = time.monotonic() + 200
-        while not checkpoints.steps(loop.checkpoint_folder(os.path.join(folder, stage))):
+        while not checkpoints.steps(stage_run.checkpoint_folder(os.path.join(folder, stage))):
             assert process.poll() is None and time.monotonic() < deadline, process.stderr.read()
             time.sleep(0.02)
         process.send_signal(number)

@@ -1,0 +1,201 @@
+"""One stage, built and ready to run: its model, optimizer and input, and the variables that a checkpoint holds."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import zlib
+
+import numpy as np
+import tensorflow as tf
+
+from basic_tf.parallel import runtime as runtime_lib
+from basic_tf.training import checkpoints, warm_start
+from basic_tf.training.stages import ConfigurationError, Stage
+
+_FINISHED = "finished.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What the command line decides for every stage. train_steps overrides each stage's duration."""
+
+    seed: int = 0
+    steps_per_loop: int = 1
+    train_steps: int | None = None
+    profile_steps: str | None = None
+
+
+def stage_seed(seed: int, name: str) -> int:
+    """Each stage draws from streams of its own."""
+    return (seed << 32) ^ zlib.crc32(name.encode())
+
+
+def checkpoint_folder(stage_folder: str) -> str:
+    """Where a stage keeps its checkpoints."""
+    return os.path.join(stage_folder, "checkpoints")
+
+
+def is_finished(stage_folder: str) -> bool:
+    """Whether the stage has reached its last step and saved it."""
+    return tf.io.gfile.exists(os.path.join(stage_folder, _FINISHED))
+
+
+def mark_finished(stage_folder: str, step: int) -> None:
+    """Says that the stage has reached its last step and saved it."""
+    with tf.io.gfile.GFile(os.path.join(stage_folder, _FINISHED), "w") as file:
+        file.write(json.dumps({"step": step}))
+
+
+def trained_arrays(checkpoint: checkpoints.Checkpoint, averaged: bool = True) -> dict[str, np.ndarray]:
+    """The model's arrays by parameter path; with `averaged`, averaged weights take the place of the last ones."""
+    arrays = _under(checkpoint.arrays, "parameters/")
+    if averaged:
+        slots = _under(checkpoint.arrays, "average/")
+        arrays.update({path.removesuffix("/average"): value for path, value in slots.items()})
+    return arrays
+
+
+def _under(arrays: dict, prefix: str) -> dict:
+    return {path.removeprefix(prefix): value for path, value in arrays.items() if path.startswith(prefix)}
+
+
+class StageRun:
+    """One stage, built and ready: model, optimizer, input, the variables that a checkpoint holds."""
+
+    def __init__(self, stage: Stage, folder: str, runtime: runtime_lib.Runtime, options: Options):
+        self.stage, self.folder, self.runtime, self.options = stage, folder, runtime, options
+        self.seed = stage_seed(options.seed, stage.name)
+        self.batches = stage.batches(seed=self.seed, batch_size=stage.batch_size)
+        runtime.rows_per_replica(stage.batch_size)
+        self.total_steps = options.train_steps or stage.train.to_steps(
+            stage.batch_size, self.batches.source.count
+        )
+        if self.total_steps < 1:
+            raise ConfigurationError(
+                f"stage {stage.name} lasts {self.total_steps} steps; Stage.train must give at least one"
+            )
+        self.global_step = tf.Variable(0, dtype=tf.int64, trainable=False, name="global_step")
+        with runtime.scope():
+            self.task = stage.task(self.batches.source.metadata)
+            parameters = self.task.parameters()
+            trainable = {path: variable for path, variable in parameters.items() if variable.trainable}
+            resolved = stage.rules.resolve(trainable)
+            self.trained = {path: v for path, v in trainable.items() if not resolved[path].frozen}
+            if not self.trained:
+                raise ConfigurationError(
+                    f"stage {stage.name} trains nothing: its rules freeze every parameter"
+                )
+            self.schedule = stage.schedule(total_steps=self.total_steps)
+            self.optimizer = stage.optimizer(self.schedule, rules=resolved)
+            self.optimizer.build(self.trained)
+            self.average = None
+            if stage.weight_average is not None:
+                self.average = stage.weight_average()
+                self.average.build(self.trained)
+        self.parameters = parameters
+
+    def state(self) -> dict[str, tf.Variable]:
+        """Every variable of a checkpoint by path."""
+        state = {f"parameters/{path}": variable for path, variable in self.parameters.items()}
+        state.update({f"optimizer/{path}": variable for path, variable in self.optimizer.slots().items()})
+        if self.average is not None:
+            state.update({f"average/{path}": variable for path, variable in self.average.slots().items()})
+        return state | {"step": self.global_step}
+
+    @contextlib.contextmanager
+    def averaged_weights(self):
+        """Inside, the model holds the averaged weights (if the stage keeps an average); afterwards its own again."""
+        if self.average is None:
+            yield
+            return
+        own = {path: np.array(variable) for path, variable in self.trained.items()}
+        try:
+            for path, value in self.average.averaged(int(self.global_step)).items():
+                self.trained[path].assign(value)
+            yield
+        finally:
+            for path, value in own.items():
+                self.trained[path].assign(value)
+
+    def save(self, clock: dict) -> str:
+        """Writes a checkpoint of the present state.
+
+        Refuses (RuntimeError) if the replicas have drifted apart, and (FloatingPointError) if a weight is not finite: a
+        later start would resume from it for ever.
+        """
+        state = self.state()
+        spread = self.runtime.replica_spread({path: _plain(variable) for path, variable in state.items()})
+        if spread:
+            worst = max(spread, key=spread.get)
+            raise RuntimeError(
+                f"replicas differ at step {int(self.global_step)}: {len(spread)} variables, most {worst} by "
+                f"{spread[worst]:.3g}; the checkpoint was not written. This is a bug in a step that assigns in a replica"
+            )
+        arrays = {path: np.asarray(variable) for path, variable in state.items()}
+        broken = [path for path, array in arrays.items() if not np.isfinite(array.astype(np.float32)).all()]
+        if broken:
+            raise FloatingPointError(
+                f"stage {self.stage.name}: {len(broken)} arrays are not finite after step {int(self.global_step)} "
+                f"({', '.join(broken[:3])}); the checkpoint was not written. Lower the learning rate, or raise the warm-up"
+            )
+        return checkpoints.save(
+            checkpoint_folder(self.folder),
+            int(self.global_step),
+            arrays,
+            {"stage": self.stage.name, "seed": self.options.seed, "clock": clock},
+            keep=self.stage.keep_checkpoints,
+        )
+
+    def restore(self) -> dict | None:
+        """Resumes from the newest whole checkpoint and returns its metadata; None if there is none."""
+        checkpoint = checkpoints.load_latest(checkpoint_folder(self.folder))
+        if checkpoint is None:
+            return None
+        if checkpoint.metadata["seed"] != self.options.seed:
+            raise ConfigurationError(
+                f"{checkpoint.path} was trained with --seed={checkpoint.metadata['seed']}, this run has "
+                f"--seed={self.options.seed}; use the same seed or another --model_dir"
+            )
+        if checkpoint.step > self.total_steps:
+            raise ConfigurationError(
+                f"{checkpoint.path} is at step {checkpoint.step}, beyond the {self.total_steps} steps of this run; "
+                "train for longer or use another --model_dir"
+            )
+        checkpoints.assign(checkpoint.arrays, self.state(), checkpoint.path)
+        return checkpoint.metadata
+
+    def warm_start(self, run_folder: str) -> warm_start.Report | None:
+        """Takes the weights that the stage's WarmStart names; None where the stage starts from scratch."""
+        spec = self.stage.warm_start
+        if spec is None:
+            return None
+        folder = spec.stage if "/" in spec.stage else os.path.join(run_folder, spec.stage)
+        checkpoint = checkpoints.load_latest(checkpoint_folder(folder))
+        if checkpoint is None:
+            raise ConfigurationError(
+                f"stage {self.stage.name} warm-starts from {folder}, which holds no checkpoint; train that stage first"
+            )
+        arrays = trained_arrays(checkpoint, spec.averaged)
+        report = warm_start.apply(self.parameters, arrays, spec.fresh, spec.ignored, checkpoint.path)
+        if self.average is not None:
+            # The average was built on the initial weights; it starts anew from those just loaded.
+            for path, slot in self.average.slots().items():
+                slot.assign(tf.cast(self.trained[path.removesuffix("/average")], slot.dtype))
+        return report
+
+
+def _plain(variable) -> tf.Variable:
+    return variable if isinstance(variable, tf.Variable) else variable.value
+
+
+def built(stage: Stage, folder: str, runtime: runtime_lib.Runtime, options: Options) -> StageRun:
+    """The stage, built. What a user's numbers or paths make impossible is a ConfigurationError of one line."""
+    try:
+        return StageRun(stage, folder, runtime, options)
+    except ConfigurationError:
+        raise
+    except (ValueError, OSError, MemoryError) as error:
+        # gin appends where it was ("In call to configurable ..."); the first lines say what is wrong.
+        words = " ".join(str(error).split("\n  In call to configurable")[0].split())
+        raise ConfigurationError(f"stage {stage.name}: {words}") from error
