@@ -5,7 +5,8 @@
 
 Two runs with the same seed: `reference` without interruption (taken as it is if it is finished), `killed` with --kills
 signals at moments drawn from --seed. Every array of every stage's last checkpoint must be equal bit for bit, and so must
-every loss in metrics.jsonl. Prints one JSON object last; exit code 1 if anything differs.
+every loss in metrics.jsonl. Prints one JSON object last, and leaves it in `chaos.json` for tools/make_report.py; exit code
+1 if anything differs.
 """
 
 import json
@@ -77,7 +78,6 @@ def kill_until_done(model_dir: str, kills: int, shortest: float, longest: float)
 
 def differences(left: str, right: str) -> tuple[list[str], int]:
     """What differs between two finished runs, and how many arrays and losses were compared."""
-    import numpy as np
 
     from basic_tf.monitoring.metrics_log import read_metrics
     from basic_tf.training import checkpoints, stage_run
@@ -126,17 +126,18 @@ def main(argv: list[str]) -> int:
     found, compared = differences(reference, killed)
     for line in found[:20]:
         print(f"differs: {line}")
-    print(
-        json.dumps(
-            {
-                "signals": len(came),
-                "signal": _SIGNAL.value,
-                "compared": compared,
-                "different": len(found),
-                "seconds": round(time.monotonic() - start, 1),
-            }
-        )
+    result = json.dumps(
+        {
+            "signals": len(came),
+            "signal": _SIGNAL.value,
+            "compared": compared,
+            "different": len(found),
+            "seconds": round(time.monotonic() - start, 1),
+        }
     )
+    with open(os.path.join(_FOLDER.value, "chaos.json"), "w") as file:
+        file.write(result + "\n")
+    print(result)
     return 1 if found or len(came) < _KILLS.value else 0
 
 

@@ -3,13 +3,14 @@ chance.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import tensorflow as tf
 
 PLAIN = {"parse_math": False}  # a class name may hold dollar signs
 RIGHT, WRONG, MUTED = "#1a7f37", "#c4314b", "#6a737d"
+SERIES = ("#2f6fb3", "#e08a1e", "#5a9e6f", "#a05195", "#6a737d", "#c4314b")
 
 
 def shortened(text: str, length: int) -> str:
@@ -161,4 +162,46 @@ def accuracy_bars(
     figure.legend(
         *axis.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=9, frameon=False
     )
+    save(figure, path)
+
+
+def grouped_bars(
+    path: str,
+    groups: Sequence[str],
+    series: Mapping[str, Sequence[tuple[float, float] | None]],
+    title: str,
+) -> None:
+    """Writes a PNG: for each group one bar of each series, (share, standard error) or None where there is none."""
+    figure = _figure(7.6, 0.2 * len(groups) * (len(series) + 1) + 1.9, layout="constrained")
+    axis = figure.subplots()
+    height = 0.84 / len(series)
+    rows = np.arange(len(groups))[::-1].astype(float)  # the first group on top
+    for number, (name, values) in enumerate(series.items()):
+        places = rows + 0.42 - height * (number + 0.5)
+        shown = [(place, *value) for place, value in zip(places, values) if value is not None]
+        if not shown:
+            continue
+        where, shares, errors = zip(*shown)
+        axis.barh(
+            where,
+            shares,
+            height=0.92 * height,
+            xerr=errors,
+            error_kw={"elinewidth": 1, "capsize": 2, "ecolor": "#10243c"},
+            color=SERIES[number % len(SERIES)],
+            label=name,
+        )
+        for place, share, error in shown:
+            axis.text(
+                share + error + 0.012, place, f"{100 * share:.1f}", va="center", fontsize=8, color="#24292f"
+            )
+    axis.set_yticks(rows, groups, fontsize=10)
+    axis.set_xlim(0, 1.06)
+    axis.set_xticks(np.linspace(0, 1, 6), [f"{tick:.0f} %" for tick in np.linspace(0, 100, 6)])
+    axis.grid(axis="x", color="#e1e4e8", zorder=0)
+    axis.set_axisbelow(True)
+    axis.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(title, fontsize=12)
+    handles, labels = axis.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=9, frameon=False)
     save(figure, path)

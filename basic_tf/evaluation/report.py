@@ -13,7 +13,7 @@ from basic_tf.evaluation.suite import DESCRIBED, SuiteResult
 
 _SHOWN_PIXELS = 96
 GRID_FILE, BARS_FILE = "predictions.png", "accuracy.png"
-_TITLES = {
+TITLES = {
     "in_distribution": "a training style, hidden pictures",
     "held_out_concepts": "concepts never trained on, by name",
     "held_out_concepts_described": "concepts never trained on, by name and keywords",
@@ -85,7 +85,7 @@ def markdown(content: dict, figures: Sequence[str] = ()) -> str:
         "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for name, entry in content["zero_shot"].items():
-        title = f"{name}: {_TITLES[name]}" if name in _TITLES else name
+        title = f"{name}: {TITLES[name]}" if name in TITLES else name
         shares = (entry["top1"], entry["standard_error"], entry["top5"], entry["mean_per_class"])
         cells = " | ".join(_percent(share) for share in shares)
         lines.append(
