@@ -65,7 +65,7 @@ demo-results: $(READY) ## the part of the demo that follows training
 	@echo "TensorBoard: make tensorboard (http://localhost:6006)"
 
 test: $(READY) ## the tests, but for the slow ones (minutes; offline)
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest -m "not slow" -n auto --dist loadfile $(ARGS)
 
 test-slow: $(READY) ## the slow tests
 	$(BIN)/python -m pytest -m slow $(ARGS)

@@ -7,6 +7,7 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 
 import tensorflow as tf
 
-_CORES = len(os.sched_getaffinity(0))
+# Test processes that run side by side (pytest-xdist) share the cores.
+_CORES = max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
 tf.config.threading.set_intra_op_parallelism_threads(_CORES)
 tf.config.threading.set_inter_op_parallelism_threads(_CORES)
