@@ -158,13 +158,14 @@ def load(folder: str, step: int) -> Checkpoint:
             raise CheckpointError(f"{file_path} has {len(data)} bytes, its manifest says {facts['bytes']}")
         if hashlib.sha256(data).hexdigest() != facts["sha256"]:
             raise CheckpointError(f"{file_path} does not have the SHA-256 that its manifest names")
-        arrays.update(_decode(data))
+        arrays.update(decode(data))
     if len(arrays) != manifest["arrays"]:
         raise CheckpointError(f"{path} holds {len(arrays)} arrays, its manifest says {manifest['arrays']}")
     return Checkpoint(step, arrays, manifest["metadata"], path)
 
 
-def _decode(data: bytes) -> dict[str, np.ndarray]:
+def decode(data: bytes) -> dict[str, np.ndarray]:
+    """The arrays of a safetensors file by name."""
     return {
         name: np.frombuffer(view["data"], _DTYPES[view["dtype"]]).reshape(view["shape"])
         for name, view in safetensors.deserialize(data)

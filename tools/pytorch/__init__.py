@@ -1,0 +1,1 @@
+"""Weights that PyTorch wrote, without PyTorch."""
