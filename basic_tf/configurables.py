@@ -15,7 +15,7 @@ from basic_tf.data import tokenizer as tokenizer_module
 from basic_tf.evaluation import encoder, evaluator, prompts
 from basic_tf.monitoring import panels
 from basic_tf.optimization import adafactorw, rules, schedules, weight_average
-from basic_tf.towers import coatnet, coatnet_table, dual_encoder, text_transformer
+from basic_tf.towers import coatnet, coatnet_table, dual_encoder, resolution, text_transformer
 from basic_tf.training import stages, tasks, warm_start
 
 
@@ -53,6 +53,7 @@ for _thing in (
     _register(_thing)
 _register(coatnet_table.Stage, "TowerStage")
 _register(groups.distinct_labels, "DistinctLabels")
+_register(resolution.resized_for_tower, "ResizedForTower")
 _register(records.RecordSource.open, "Records")
 
 

@@ -177,7 +177,9 @@ class StageRun:
                 f"stage {self.stage.name} warm-starts from {folder}, which holds no checkpoint; train that stage first"
             )
         arrays = trained_arrays(checkpoint, spec.averaged)
-        report = warm_start.apply(self.parameters, arrays, spec.fresh, spec.ignored, checkpoint.path)
+        report = warm_start.apply(
+            self.parameters, arrays, spec.fresh, spec.ignored, checkpoint.path, spec.resized
+        )
         if self.average is not None:
             # The average was built on the initial weights; it starts anew from those just loaded.
             for path, slot in self.average.slots().items():

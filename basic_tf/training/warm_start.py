@@ -6,6 +6,7 @@ declared ignored. Anything unexplained is an error: silent partial loading is ho
 
 import dataclasses
 import re
+from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf
@@ -21,28 +22,34 @@ class WarmStart:
     fresh: regular expressions (full match) of parameters that start anew.
     ignored: regular expressions (full match) of arrays of the old run that are left behind.
     averaged: takes the averaged weights where the old run kept them.
+    resized: for stages at another picture size: called with (path, array, new shape) where a shape differs, returns the
+    array in the new shape, or None where the shape must not differ (towers.resolution.resized_for_tower).
     """
 
     stage: str
     fresh: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
     averaged: bool = True
+    resized: Callable | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """The account: parameter paths by what happened to them."""
+    """The account: parameter paths by what happened to them. resized: those of `loaded` that had another shape."""
 
     source: str
     loaded: list[str]
     fresh: list[str]
     ignored: list[str]
+    resized: list[str] = dataclasses.field(default_factory=list)
 
     def lines(self) -> list[str]:
         """A few lines for people, one group of paths (up to two levels) a row."""
         rows = [f"warm start from {self.source}"]
-        for verb in ("loaded", "fresh", "ignored"):
+        for verb in ("loaded", "resized", "fresh", "ignored"):
             paths = getattr(self, verb)
+            if verb == "resized" and not paths:
+                continue
             groups: dict[str, int] = {}
             for path in paths:
                 group = "/".join(path.split("/")[:2]) if path.count("/") > 1 else path.split("/")[0]
@@ -62,21 +69,34 @@ def apply(
     fresh: tuple[str, ...],
     ignored: tuple[str, ...],
     source: str,
+    resized: Callable | None = None,
 ) -> Report:
-    """Assigns `arrays` to `parameters` by path and returns the account.
+    """Assigns `arrays` to `parameters` by path and returns the account; `resized` as in `WarmStart`.
 
     Raises checkpoints.CheckpointError if a path is unexplained, a shape differs, or a pattern matches nothing.
     """
     report = Report(source, [], [], [])
     problems = []
+    arrays = dict(arrays)
     for path, variable in parameters.items():
+        shape = tuple(variable.shape)
+        if resized and path in arrays and tuple(arrays[path].shape) != shape and not _matches(fresh, path):
+            changed = resized(path, arrays[path], shape)
+            if changed is not None:
+                arrays[path] = changed
+                report.resized.append(path)
         if _matches(fresh, path):
             report.fresh.append(path)
         elif path not in arrays:
             problems.append(f"parameter {path} is not in {source} and no `fresh` pattern covers it")
-        elif tuple(arrays[path].shape) != tuple(variable.shape):
+        elif tuple(arrays[path].shape) != shape:
+            hint = (
+                "; a stage at another picture size needs WarmStart.resized = @ResizedForTower"
+                if path.endswith("/relative_bias") and not resized
+                else ""
+            )
             problems.append(
-                f"{path} has shape {tuple(arrays[path].shape)} in {source}, this model has {tuple(variable.shape)}"
+                f"{path} has shape {tuple(arrays[path].shape)} in {source}, this model has {shape}{hint}"
             )
         else:
             report.loaded.append(path)

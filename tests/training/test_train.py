@@ -151,6 +151,24 @@ def test_killed_and_stopped_runs_end_with_the_same_weights(data, whole_run, tmp_
             np.testing.assert_array_equal(mine.arrays[path], array, err_msg=f"{stage}/{path}")
 
 
+@pytest.mark.slow
+def test_a_stage_starts_from_another_run_at_a_larger_picture_size(data, whole_run, tmp_path):
+    folder, _ = whole_run
+    params = [
+        f"finetune/WarmStart.stage = '{folder}/contrastive'",
+        "finetune/WarmStart.resized = @ResizedForTower",
+        "finetune/CoAtNet.image_size = 48",
+        "finetune/ImageAugmentation.output_size = 48",
+        f"EVAL = '{data}'",
+    ]
+    done = run(data, str(tmp_path), "--stage=finetune", "--mode=train_and_eval", params=params)
+    assert done.returncode == 0, done.stderr
+    assert "resized     1 parameters" in done.stdout
+    old, new = (last_arrays(at, stage) for at, stage in ((folder, "contrastive"), (tmp_path, "finetune")))
+    table = "parameters/image_tower/stage3/block0/attention/relative_bias"
+    assert old.arrays[table].shape == (2, 3, 3) and new.arrays[table].shape == (2, 5, 5)
+
+
 @pytest.mark.parametrize(
     "flags,params,message",
     [

@@ -4,6 +4,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from basic_tf import configurables
+from basic_tf.towers.coatnet import CoAtNet
+from basic_tf.towers.coatnet_blocks import resized_relative_bias
+from basic_tf.towers.coatnet_table import CoAtNetTable
+from basic_tf.towers.resolution import resized_for_tower
 from basic_tf.training import checkpoints, warm_start
 
 
@@ -48,3 +53,52 @@ def test_another_shape_fails():
     old = {**_OLD, "image_tower/stem/kernel": np.ones((2, 3))}
     with pytest.raises(checkpoints.CheckpointError, match=r"shape \(2, 3\)"):
         warm_start.apply(_parameters(), old, ("text_tower/.*",), ("image_tower/head/.*",), "run")
+
+
+TABLE = CoAtNetTable((1, 8), (("mbconv", 1, 8), ("attention", 1, 16), ("attention", 1, 16)), 8)
+
+
+def test_a_stage_at_another_picture_size_resizes_the_relative_biases_alone():
+    small, large = CoAtNet(TABLE, 32, seed=1), CoAtNet(TABLE, (64, 48), seed=2)
+    old = {path: np.asarray(variable) for path, variable in small.parameters().items()}
+    report = warm_start.apply(large.parameters(), old, (), (), "run", resized_for_tower)
+    tables = [path for path in old if path.endswith("relative_bias")]
+    assert report.resized == tables and len(report.loaded) == len(old) and len(tables) == 2
+    assert any(line.split()[0] == "resized" for line in report.lines())
+    for path, variable in large.parameters().items():
+        expected = old[path]
+        if path in tables:
+            expected = resized_relative_bias(expected, tuple((side + 1) // 2 for side in variable.shape[1:]))
+            assert expected.shape != old[path].shape
+        np.testing.assert_array_equal(variable, expected)
+
+
+def test_another_picture_size_must_be_declared():
+    old = {path: np.asarray(v) for path, v in CoAtNet(TABLE, 32).parameters().items()}
+    with pytest.raises(checkpoints.CheckpointError, match=r"relative_bias has shape .*ResizedForTower"):
+        warm_start.apply(CoAtNet(TABLE, 64).parameters(), old, (), (), "run")
+    # Another width is another model, declared or not.
+    wide = CoAtNetTable((1, 8), (("mbconv", 1, 8), ("attention", 1, 24), ("attention", 1, 24)), 8)
+    with pytest.raises(checkpoints.CheckpointError, match="does not add up"):
+        warm_start.apply(CoAtNet(wide, 64).parameters(), old, (), (), "run", resized_for_tower)
+
+
+def test_a_recipe_can_raise_the_picture_size_from_stage_to_stage():
+    sizes = {"contrastive": 24, "finetune": 48}
+    configurables.parse(
+        ["tests/training/tiny.gin"],
+        [
+            "finetune/CoAtNet.image_size = 48",
+            "finetune/ImageAugmentation.output_size = 48",
+            "finetune/WarmStart.resized = @ResizedForTower",
+        ],
+    )
+    recipe = configurables.recipe()
+    for name, size in sizes.items():
+        model = recipe.stage(name).task(metadata=None).model
+        assert model.image_tower.image_size == (size, size)
+    assert recipe.stage("contrastive").warm_start.resized is None
+    resized = recipe.stage("finetune").warm_start.resized
+    assert resized("x/relative_bias", np.ones((2, 3, 3), np.float32), (2, 5, 5)).shape == (2, 5, 5)
+    configurables.parse_text(configurables.config_text())  # what the run folder keeps can be read back
+    assert configurables.recipe().stage("finetune").warm_start.resized is not None
