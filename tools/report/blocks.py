@@ -4,32 +4,18 @@ A kind is a function (runs, charts) -> Markdown text. runs: paths as the marker 
 go. It raises runs.MissingError where it can say nothing at all.
 """
 
-import dataclasses
 import os
 from collections.abc import Callable, Sequence
-
-import tensorflow as tf
 
 from basic_tf.evaluation import pictures, suite
 from basic_tf.evaluation.report import TITLES
 from basic_tf.monitoring.progress import duration
+from tools.report import theory
+from tools.report.layout import Charts, one_run, table
 from tools.report.runs import MissingError, Run, read_json
 
 _DESCRIBED = "held_out_concepts" + suite.DESCRIBED
 _DASH = "–"
-
-
-@dataclasses.dataclass(frozen=True)
-class Charts:
-    """Where the pictures of a document go: `docs/results/demo/` for `docs/results/demo.md`."""
-
-    document: str
-
-    def path(self, name: str) -> tuple[str, str]:
-        """(where to write, how the document links to it)."""
-        folder = self.document.removesuffix(".md")
-        tf.io.gfile.makedirs(folder)
-        return os.path.join(folder, name), f"{os.path.basename(folder)}/{name}"
 
 
 def _percent(value: float | None) -> str:
@@ -40,12 +26,6 @@ def _with_error(value: float, error: float) -> str:
     return f"{100 * value:.1f} ± {100 * error:.1f}"
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """A Markdown table: the first column to the left, the others to the right."""
-    lines = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1)]
-    return lines + ["| " + " | ".join(row) + " |" for row in rows]
-
-
 def _title(name: str) -> str:
     return f"{name}: {TITLES[name]}" if name in TITLES else name
 
@@ -54,15 +34,9 @@ def _mean_title() -> str:
     return f"mean of {', '.join(suite.HELD_OUT_STYLES)}"
 
 
-def _one(runs: Sequence[str], kind: str) -> Run:
-    if len(runs) != 1:
-        raise ValueError(f"a part of kind {kind} takes one run, received {' '.join(runs) or 'none'}")
-    return Run(runs[0])
-
-
 def zero_shot(runs: Sequence[str], charts: Charts) -> str:
     """Every test of one run, and the bar chart."""
-    run = _one(runs, "zero_shot")
+    run = one_run(runs, "zero_shot")
     content = run.results()
     entries, summary = content["zero_shot"], content["summary"]
     rows = [
@@ -96,14 +70,14 @@ def zero_shot(runs: Sequence[str], charts: Charts) -> str:
         [1 / entry["classes"] for entry in entries.values()],
         "Zero-shot accuracy by test",
     )
-    lines += [*_table(head, rows), "", f"![Zero-shot accuracy by test]({link})", "", f"From {run.source()}."]
+    lines += [*table(head, rows), "", f"![Zero-shot accuracy by test]({link})", "", f"From {run.source()}."]
     return "\n".join(lines)
 
 
 def retrieval(runs: Sequence[str], charts: Charts) -> str:
     """Recalls of one run in both directions."""
     del charts
-    run = _one(runs, "retrieval")
+    run = one_run(runs, "retrieval")
     entries = run.results()["retrieval"]
     if not entries:
         raise MissingError(f"{run.folder}/results.json has no retrieval; evaluate without --noretrieval")
@@ -117,13 +91,13 @@ def retrieval(runs: Sequence[str], charts: Charts) -> str:
         for name, entry in entries.items()
     ]
     head = ["direction", "R@1 %", "R@5 %", "R@10 %", "queries", "candidates"]
-    return "\n".join([*_table(head, rows), "", f"From {run.source()}."])
+    return "\n".join([*table(head, rows), "", f"From {run.source()}."])
 
 
 def training(runs: Sequence[str], charts: Charts) -> str:
     """Steps, speed and time of the stages of one run."""
     del charts
-    run = _one(runs, "training")
+    run = one_run(runs, "training")
     rows = []
     for stage in run.stages():
         rate = stage.median("_per_second")
@@ -142,13 +116,13 @@ def training(runs: Sequence[str], charts: Charts) -> str:
         )
     head = ["stage", "steps", "speed (median)", "share of the matrix rate", "waiting for data", "time"]
     note = f"From `{run.folder}/*/metrics.jsonl`; the time leaves out start-up, evaluation and saving."
-    return "\n".join([*_table(head, rows), "", note])
+    return "\n".join([*table(head, rows), "", note])
 
 
 def stages(runs: Sequence[str], charts: Charts) -> str:
     """What each stage of one run brings: its last evaluation while training, one column a stage."""
     del charts
-    run = _one(runs, "stages")
+    run = one_run(runs, "stages")
     found = [stage for stage in run.stages() if stage.evaluations]
     if not found:
         raise MissingError(
@@ -176,7 +150,7 @@ def stages(runs: Sequence[str], charts: Charts) -> str:
         if any(key in of_stage for of_stage in figures)
     ]
     head = ["test", *(f"{stage.name}, step {stage.evaluations[-1]['step']:,}" for stage in found)]
-    return "\n".join([*_table(head, rows), "", f"From `{run.folder}/*/metrics.jsonl`."])
+    return "\n".join([*table(head, rows), "", f"From `{run.folder}/*/metrics.jsonl`."])
 
 
 def _comparison_rows(contents: Sequence[dict]) -> list[list[str]]:
@@ -240,7 +214,7 @@ def ablations(runs: Sequence[str], charts: Charts) -> str:
         stage_names.append(", ".join(f"{log.name} {log.steps:,}" for log in logs) or _DASH)
     rows += [["training time", *times], ["stages and steps", *stage_names]]
     head = ["test, %", *(run.name for run, _ in there)]
-    lines = [*_table(head, rows), ""]
+    lines = [*table(head, rows), ""]
     shown = [content for content in contents if content["summary"]]
     if shown:
         path, link = charts.path("ablations.png")
@@ -286,4 +260,6 @@ KINDS: dict[str, Callable[[Sequence[str], Charts], str]] = {
     "stages": stages,
     "ablations": ablations,
     "chaos": chaos,
+    "generalization": theory.generalization,
+    "estimator_bias": theory.estimator_bias,
 }

@@ -1,0 +1,35 @@
+"""What the kinds of generated parts share: where charts go, how a table looks."""
+
+import dataclasses
+import os
+from collections.abc import Sequence
+
+import tensorflow as tf
+
+from tools.report.runs import Run
+
+
+@dataclasses.dataclass(frozen=True)
+class Charts:
+    """Where the pictures of a document go: `docs/results/demo/` for `docs/results/demo.md`."""
+
+    document: str
+
+    def path(self, name: str) -> tuple[str, str]:
+        """(where to write, how the document links to it)."""
+        folder = self.document.removesuffix(".md")
+        tf.io.gfile.makedirs(folder)
+        return os.path.join(folder, name), f"{os.path.basename(folder)}/{name}"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """A Markdown table: the first column to the left, the others to the right."""
+    lines = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1)]
+    return lines + ["| " + " | ".join(row) + " |" for row in rows]
+
+
+def one_run(runs: Sequence[str], kind: str) -> Run:
+    """The only run of a part that takes one; ValueError otherwise."""
+    if len(runs) != 1:
+        raise ValueError(f"a part of kind {kind} takes one run, received {' '.join(runs) or 'none'}")
+    return Run(runs[0])
