@@ -169,7 +169,7 @@ class _Tiles:
 
     def filled(self, blocks: _Blocks, value, *shape) -> tf.TensorArray:
         """One array element [*shape] per block; -1 stands for the block's size."""
-        shape = [blocks.count, *(blocks.size if n == -1 else n for n in shape)]
+        shape = [blocks.count, *(blocks.size if isinstance(n, int) and n == -1 else n for n in shape)]
         return self.array(blocks).unstack(tf.fill(shape, tf.cast(value, self.accumulation)))
 
 

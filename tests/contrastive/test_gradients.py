@@ -79,6 +79,19 @@ def test_float32_equals_the_float64_full_batch(count):
     assert exactness(found.gradients, expected) <= SINGLE
 
 
+def test_the_trainer_traces_microbatches_without_autograph():
+    model = SmallModel(tf.float32)
+    images, token_ids, key = batch_and_key()
+
+    def run(microbatch):
+        return microbatched_gradients(model, images, token_ids, microbatch, noise_key=key)
+
+    loss, gradients = tf.function(lambda: run(PAIRS // 3), autograph=False)()
+    expected_loss, expected = run(None)
+    np.testing.assert_allclose(loss, expected_loss, rtol=1e-6)
+    assert exactness(gradients, expected) < SINGLE
+
+
 def test_two_value_form_smoothing_and_float_images():
     model = SmallModel()
     images, token_ids, key = batch_and_key()
