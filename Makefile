@@ -17,7 +17,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-results test test-slow lint format tensorboard lock
+.PHONY: help setup demo demo-results basic-l-step test test-slow lint format tensorboard lock
 
 help: ## this list
 	@echo "basic_tf: train, evaluate and export image-text models after BASIC (arXiv 2111.10050)"
@@ -63,6 +63,9 @@ demo-results: $(READY) ## the part of the demo that follows training
 	@echo "Results:     $(RUN)/results.md, results.json and pictures beside them"
 	@echo "SavedModel:  $(RUN)/saved_model"
 	@echo "TensorBoard: make tensorboard (http://localhost:6006)"
+
+basic-l-step: $(READY) $(EMOJI)/train.json $(EMOJI)/tokenizer.model ## one optimizer step of BASIC-L, 3.1B weights, in 22 GiB of memory
+	$(BIN)/python tools/bench_basic_l_step.py --data_dir=$(EMOJI) --output=runs/basic_l_step.json
 
 test: $(READY) ## the tests, but for the slow ones (minutes; offline)
 	$(BIN)/python -m pytest -m "not slow" -n auto --dist loadfile $(ARGS)

@@ -10,16 +10,14 @@ example in the global batch), and BatchNorm statistics come from fixed groups of
 the caller's hand.
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import tensorflow as tf
 
 from basic_tf.contrastive.loss import DEFAULT_TILE, Collectives, OneReplica
 from basic_tf.contrastive.loss import contrastive_loss_value_and_gradients as loss_value_and_gradients
+from basic_tf.contrastive.microbatches import Rows, count_rows, cut_rows
 from basic_tf.randomness import Noise
-
-Rows = tf.Tensor | Callable[[tf.Tensor], tf.Tensor]
 
 
 class ContrastiveGradients(NamedTuple):
@@ -38,26 +36,6 @@ class ContrastiveGradients(NamedTuple):
     gradients: list[tf.Tensor]
     statistics: list[tf.Tensor]
     metrics: dict[str, tf.Tensor]
-
-
-class _Microbatches(NamedTuple):
-    """How the B rows of this replica are cut: `count` times `size` consecutive rows. `count` may be a
-    tensor."""
-
-    count: Any
-    size: Any
-
-    def rows(self, source: Rows, i) -> tf.Tensor:
-        if callable(source):
-            rows = source(i)
-            if rows.shape[0] is not None and isinstance(self.size, int) and rows.shape[0] != self.size:
-                raise ValueError(
-                    f"the function of the microbatch index returned {rows.shape[0]} rows; expected "
-                    f"{self.size}, the size of a microbatch."
-                )
-            return rows
-        start = tf.concat([[i * self.size], tf.zeros([source.shape.rank - 1], tf.int32)], 0)
-        return tf.slice(source, start, [self.size, *([-1] * (source.shape.rank - 1))])
 
 
 class _Side:
@@ -118,7 +96,7 @@ class _Statistics:
 _TEMPERATURE = "log_inverse_temperature"
 
 
-def _tensor_of(variable):
+def tensor_of(variable):
     """The tf.Variable inside a Keras variable: what a tape knows."""
     value = getattr(variable, "value", None)
     return variable if value is None or callable(value) else value
@@ -126,44 +104,8 @@ def _tensor_of(variable):
 
 def _paths_of(parameters: dict, variables: list) -> list[str]:
     """The parameter path of each variable; '' for one that the model does not list."""
-    paths = {id(_tensor_of(variable)): path for path, variable in parameters.items()}
-    return [paths.get(id(_tensor_of(v)), "") for v in variables]
-
-
-def _count_rows(images: Rows, token_ids: Rows, batch: int | None):
-    rows = [source for source in (images, token_ids) if not callable(source)]
-    sizes = {source.shape[0] for source in rows if source.shape[0] is not None} | ({batch} - {None})
-    if len(sizes) > 1:
-        raise ValueError(
-            f"images and token_ids must hold as many rows as each other (and as `batch`, if given); received "
-            f"{sizes}."
-        )
-    if sizes:
-        return sizes.pop()
-    if not rows:
-        raise ValueError(
-            "images and token_ids are both functions: pass `batch`, the number of pairs on this replica."
-        )
-    return tf.shape(rows[0])[0]
-
-
-def _cut(batch, microbatch: int | None) -> _Microbatches:
-    if microbatch is None:
-        return _Microbatches(1, batch)
-    if microbatch < 1:
-        raise ValueError(f"microbatch must be at least 1; received {microbatch}.")
-    if not isinstance(batch, int):
-        message = f"the number of pairs on a replica must be a multiple of the microbatch, {microbatch}"
-        with tf.control_dependencies([tf.debugging.assert_equal(batch % microbatch, 0, message)]):
-            return _Microbatches(batch // microbatch, microbatch)
-    if batch % microbatch:
-        divisors = [d for d in range(1, batch + 1) if batch % d == 0]
-        nearest = [max(d for d in divisors if d < microbatch), *(d for d in divisors if d > microbatch)][:2]
-        raise ValueError(
-            f"{batch} pairs on a replica cannot be cut into microbatches of {microbatch}: the microbatch "
-            f"must divide {batch}. The nearest that do: {', '.join(map(str, nearest))}."
-        )
-    return _Microbatches(batch // microbatch, microbatch)
+    paths = {id(tensor_of(variable)): path for path, variable in parameters.items()}
+    return [paths.get(id(tensor_of(v)), "") for v in variables]
 
 
 def _for(count, body, state):
@@ -224,13 +166,13 @@ def contrastive_gradients(
     """
     collectives = collectives or OneReplica()
     images, token_ids = (x if callable(x) else tf.convert_to_tensor(x) for x in (images, token_ids))
-    pairs = _count_rows(images, token_ids, batch)
-    cut = _cut(pairs, microbatch)
+    pairs = count_rows(images, token_ids, batch)
+    cut = cut_rows(pairs, microbatch)
     known = model.parameters()  # builds the model, before its variables are asked for
     variables = list(model.trainable_variables if variables is None else variables)
     paths = _paths_of(known, variables)
-    sources = [_tensor_of(v) for v in variables]
-    log_scale = tf.convert_to_tensor(_tensor_of(model.log_inverse_temperature))
+    sources = [tensor_of(v) for v in variables]
+    log_scale = tf.convert_to_tensor(tensor_of(model.log_inverse_temperature))
     dtype = log_scale.dtype
     if examples is None:
         first = collectives.replica_index() * pairs if first_example is None else first_example

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from basic_tf import randomness
+from basic_tf.contrastive.blockwise import contrastive_step_by_block
 from basic_tf.contrastive.gradients import contrastive_gradients
 from basic_tf.data.batches import class_count
 
@@ -32,11 +33,13 @@ class Task(abc.ABC):
     """A model with a loss. `model` offers `parameters()`, `statistic_variables` and `update_statistics`.
 
     unit: what an example is, on the progress line. shown: the metrics that stand there.
+    apply_by_block: whether the trainer calls `step_by_block` (contrastive tasks alone have it) instead of `step`.
     """
 
     model: object
     unit: str
     shown: tuple[str, ...]
+    apply_by_block: bool = False
 
     def parameters(self) -> dict[str, tf.Variable]:
         """Every weight by path, BatchNorm's moving statistics included."""
@@ -173,7 +176,8 @@ class Contrastive(Task):
     """Stages 2 and 3: the two-direction contrastive loss with Algorithm 1's exact gradient.
 
     A tower none of whose weights is trained is run in inference mode, once, and keeps no tape. metadata is not needed: the
-    captions are in the records.
+    captions are in the records. apply_by_block: each block's gradient is applied as the backward pass produces it, so that
+    no whole-model gradient exists (`contrastive.blockwise`): for models whose weights and slots all but fill one device.
     """
 
     unit = "pairs"
@@ -187,8 +191,10 @@ class Contrastive(Task):
         tile: int = 2048,
         label_smoothing: float = 0.0,
         max_inverse_temperature: float = 100.0,
+        apply_by_block: bool = False,
     ):
         del metadata
+        self.apply_by_block = apply_by_block
         self.model = model()
         self._microbatch = microbatch
         self._options = {
@@ -210,9 +216,28 @@ class Contrastive(Task):
             collectives=collectives,
             **self._options,
         )
-        temperature = tf.exp(-tf.convert_to_tensor(self.model.log_inverse_temperature))
-        metrics = {"loss": result.loss, "temperature": temperature, **result.metrics}
+        metrics = {"loss": result.loss, "temperature": self._temperature(), **result.metrics}
         return StepResult(list(result.gradients), list(result.statistics), metrics)
+
+    def _temperature(self) -> tf.Tensor:
+        return tf.exp(-tf.convert_to_tensor(self.model.log_inverse_temperature))
+
+    def step_by_block(self, batch, noise_key, trained: list[str], apply: Callable) -> StepResult:
+        """`step` on one device, eagerly: apply({path: gradient}) for each trained path; the result holds none."""
+        temperature = self._temperature()  # before the update
+        result = contrastive_step_by_block(
+            self.model,
+            batch["images"],
+            batch["token_ids"],
+            apply,
+            trained,
+            self._microbatch,
+            noise_key=noise_key,
+            examples=batch["examples"],
+            **self._options,
+        )
+        metrics = {"loss": result.loss, "temperature": temperature, **result.metrics}
+        return StepResult([], list(result.statistics), metrics)
 
     def constrain(self) -> None:
         """Clips the temperature (CLIP: 1 / tau <= 100): above the bound its gradient is zero, it would never come back."""
@@ -225,6 +250,6 @@ class Contrastive(Task):
         total = 0.0
         for name in ("image_tower", "text_tower"):
             trains = any(path.startswith(name + "/") for path in trained)
-            passes = (4 if self._microbatch else 3) if trains else 1
+            passes = (4 if self._microbatch or self.apply_by_block else 3) if trains else 1
             total += passes * sum(getattr(self.model, name).multiply_adds().values())
         return total

@@ -41,6 +41,13 @@ class Trainer(orbit.AbstractTrainer):
         self._anchor = next(iter(variables.values()))
         # No autograph: every loop of ours is an explicit tf.while_loop, and Python is traced as it stands.
         self._step_function = tf.function(self._one_step, autograph=False)
+        if task.apply_by_block:
+            if runtime.replicas > 1:
+                raise runtime_lib.DeviceError(
+                    f"apply_by_block applies gradients where they arise, on one device; {runtime.name} has "
+                    f"{runtime.replicas} replicas. Use --runtime=one_device, or leave it off"
+                )
+            self._step_function = self._step_by_block
         self._loop_function = tf.function(self._steps_in_graph)
 
     def take_data_wait(self) -> float:
@@ -52,7 +59,7 @@ class Trainer(orbit.AbstractTrainer):
         """Runs `num_steps` steps and returns the last one's metrics."""
         if self._iterator is None:
             self._iterator = self.runtime.iterator(self._host_rows)
-        if not self.runtime.host_loop:
+        if not (self.runtime.host_loop or self.task.apply_by_block):
             metrics = self._loop_function(self._iterator, num_steps, self.global_step.read_value())
             self.global_step.assign_add(tf.cast(num_steps, self.global_step.dtype))
             return metrics
@@ -96,6 +103,22 @@ class Trainer(orbit.AbstractTrainer):
             # A further update: the average must see the weights that the first one assigned.
             self.runtime.update(self._plain(self._anchor), self.average.update, (step,))
         return self.runtime.local(result.metrics)
+
+    def _step_by_block(self, batch, step: tf.Tensor) -> dict[str, tf.Tensor]:
+        """The step of a task with `apply_by_block`, eagerly: its order of execution is what saves memory."""
+
+        def apply(gradients):
+            self.optimizer.apply(gradients, step=step)
+
+        result = self.task.step_by_block(
+            batch, randomness.step_key(self.seed, step), list(self.trained), apply
+        )
+        if result.statistics:
+            self.task.model.update_statistics(result.statistics)
+        self.task.constrain()
+        if self.average is not None:
+            self.average.update(step)
+        return result.metrics
 
     @staticmethod
     def _plain(variable):
