@@ -26,14 +26,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 from absl import app, flags
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    TextColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Table
 
 from tools.emoji import packages, styles
@@ -42,6 +34,7 @@ from tools.emoji.datasets import Datasets
 from tools.emoji.pictures import contact_sheet, rendered
 from tools.emoji.splits import DEFAULT_SIZES, Sizes, make_splits
 from tools.sources import npm
+from tools.sources.progress import progress_bar
 from tools.sources.render import Picture, render
 
 TOOL_VERSION = "1"
@@ -62,14 +55,6 @@ _SAMPLES = {"cat": "1f431", "heart": "2764", "pizza": "1f355", "rocket": "1f680"
 _SAMPLE_SIZE = 256
 _SHEET_ROWS = 24
 _TRAIN_SHARDS = 4
-
-
-class _Rate(ProgressColumn):
-    """Pictures per second."""
-
-    def render(self, task):
-        """The rate of a task as text."""
-        return f"{task.speed:,.0f}/s" if task.speed else "-"
 
 
 def main(argv):
@@ -122,7 +107,7 @@ def prepare(
     drawings = draw(files, concepts, font)
     splits = make_splits(concepts, {style: drawings[style].keys() for style in drawings}, sizes=sizes)
     pngs = {}
-    with _progress(console) as progress:
+    with progress_bar(console) as progress:
         task = progress.add_task("rendering", total=sum(map(len, drawings.values())))
         for style, of_style in drawings.items():
             pngs[style] = rendered(
@@ -199,7 +184,7 @@ def write(output_dir: str, datasets: Datasets, pngs, drawings, facts: dict, cons
 
     planned = list(datasets.all())
     facts = facts | {"datasets": [name for name, _ in planned]}
-    with _progress(console) as progress:
+    with progress_bar(console) as progress:
         task = progress.add_task("writing", total=sum(len(dataset.entries) for _, dataset in planned))
         for name, dataset in planned:
             training = name == "train"
@@ -247,17 +232,6 @@ def report(datasets: Datasets, pngs, console: Console) -> None:
         f"{len(datasets.removed)} training pictures left out: near-identical to a test picture; "
         f"labels: {dict(collections.Counter(datasets.labels.kinds))}"
     )
-
-
-def _progress(console: Console) -> Progress:
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        _Rate(),
-        TimeRemainingColumn(),
-    )
-    return Progress(*columns, console=console)
 
 
 def _sha256(file: Path) -> str:

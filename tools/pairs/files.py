@@ -1,0 +1,53 @@
+"""Files that a user names: patterns to paths, lines of bytes, a picture behind a path."""
+
+import posixpath
+from collections.abc import Iterator, Sequence
+
+import tensorflow as tf
+
+from tools.sources.rows import BadRow
+
+PICTURE_ENDINGS = ("jpg", "jpeg", "png", "webp", "gif", "bmp")
+
+
+def matching(patterns: Sequence[str]) -> list[str]:
+    """The files that match the patterns, in the order of the patterns, then of the names. FileNotFoundError."""
+    found: dict[str, None] = {}
+    for pattern in patterns:
+        paths = sorted(tf.io.gfile.glob(pattern))
+        if not paths:
+            raise FileNotFoundError(f"no file matches {pattern}: check --input")
+        found |= dict.fromkeys(paths)
+    return list(found)
+
+
+def lines(path: str) -> Iterator[tuple[int, bytes]]:
+    """Offset and bytes of each line, with its end."""
+    offset = 0
+    with tf.io.gfile.GFile(path, "rb") as file:
+        while line := file.readline():
+            yield offset, line
+            offset += len(line)
+
+
+class PictureFile:
+    """The picture behind a path; relative ones lie in `root`."""
+
+    def __init__(self, root: str, path: str):
+        if path.startswith(("http://", "https://")):
+            raise BadRow(
+                "a URL, not a file", f"{path[:120]}: fetch the pictures first, for example with img2dataset"
+            )
+        self._path = path if "://" in path else posixpath.join(root, path)
+
+    def __call__(self) -> bytes:
+        """Reads the file."""
+        if "\0" in self._path:
+            raise BadRow("missing file", f"a path holds no zero byte: {self._path[:120]!r}")
+        with tf.io.gfile.GFile(self._path, "rb") as file:
+            return file.read()
+
+
+def ending(path: str) -> str:
+    """The end of a file's name in lower case: "a/b.JPG" -> "jpg"."""
+    return posixpath.splitext(path)[1].lower().removeprefix(".")

@@ -1,0 +1,60 @@
+"""A folder of class folders: each folder's name is the label of the pictures in it, whatever their depth."""
+
+import posixpath
+from collections.abc import Iterator
+
+import tensorflow as tf
+
+from tools.pairs.files import PICTURE_ENDINGS, PictureFile, ending
+from tools.sources import choices
+from tools.sources.rows import BadRow, LabelTable, Row
+
+_BESIDE = ("txt", "json")  # what may lie beside a picture; the .txt of the same name is its caption
+
+
+class ClassFolders:
+    """Pictures in an order drawn by hash, so that the classes are mixed in every shard.
+
+    labelled: whether folders are classes (False: pictures with captions beside them, as img2dataset's `files` output).
+    """
+
+    def __init__(self, folder: str, labels: LabelTable, seed: int = 1, labelled: bool = True):
+        if not tf.io.gfile.isdir(folder):
+            raise FileNotFoundError(f"there is no folder {folder}: check --input")
+        self.labels, self._labelled = labels, labelled
+        self._files = []
+        for top in sorted(name.rstrip("/") for name in tf.io.gfile.listdir(folder)):
+            if not tf.io.gfile.isdir(posixpath.join(folder, top)):
+                continue
+            if labelled:
+                labels.numbers(top)  # in the order of the names, a class without pictures too
+            for root, _, names in tf.io.gfile.walk(posixpath.join(folder, top)):
+                for name in names:
+                    if not name.startswith(".") and ending(name) not in _BESIDE:
+                        self._files.append((top, posixpath.join(root, name)))
+        if not self._files:
+            raise ValueError(f"{folder} holds no folder with files: expected {folder}/<class>/<picture>")
+        self._files = choices.ordered(self._files, seed, key=lambda item: posixpath.relpath(item[1], folder))
+        self._folder, self.total = folder, len(self._files)
+
+    def rows(self, pictures: bool = True) -> Iterator[Row | BadRow]:
+        """All files of the class folders."""
+        for top, path in self._files:
+            where = {"file": path}
+            if ending(path) not in PICTURE_ENDINGS:
+                yield BadRow("no picture's file name", f"expected one of {', '.join(PICTURE_ENDINGS)}", where)
+                continue
+            try:
+                labels = self.labels.numbers(top) if self._labelled else ()
+                beside = posixpath.splitext(path)[0] + ".txt"
+                captions = (_text(beside),) if tf.io.gfile.exists(beside) else ()
+            except BadRow as error:
+                error.where = where
+                yield error
+                continue
+            yield Row(where, PictureFile("", path), captions, labels, posixpath.relpath(path, self._folder))
+
+
+def _text(path: str) -> str:
+    with tf.io.gfile.GFile(path, "rb") as file:
+        return file.read().decode("utf-8", "surrogateescape")

@@ -1,0 +1,199 @@
+"""WebDataset: tar shards whose neighbours of one name are one sample (000017.jpg, 000017.txt, 000017.json).
+
+The tar files are walked block by block here: Python's tarfile takes a damaged header for the end of the archive, and
+what follows would be lost in silence.
+"""
+
+import gzip
+import json
+import posixpath
+import tarfile
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import tensorflow as tf
+
+from tools.pairs.files import PICTURE_ENDINGS
+from tools.sources.rows import BadRow, LabelTable, Picture, Row
+
+_BLOCK = 512
+_REGULAR = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
+
+
+class Member(NamedTuple):
+    """A file in a tar. offset: of its header. data: whole, or as much as the archive still has."""
+
+    name: str
+    offset: int
+    data: bytes
+    whole: bool
+
+
+class Damage(NamedTuple):
+    """A place where the archive is broken."""
+
+    cause: str
+    offset: int
+    detail: str
+
+
+def members(file) -> Iterator[Member | Damage]:
+    """The regular files of an uncompressed tar stream, in order. Behind a damaged header the next good one is sought."""
+    offset, lost = 0, None
+    long_name = ""  # from an extended header, for the member that follows
+    while True:
+        block = file.read(_BLOCK)
+        start, offset = offset, offset + len(block)
+        if len(block) < _BLOCK:
+            what = f"it ends after {offset:,} bytes without an end mark"
+            yield Damage(
+                "truncated tar", start, what if lost is None else f"nothing readable follows; {what}"
+            )
+            return
+        try:
+            header = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+        except tarfile.EOFHeaderError:
+            if lost is None:
+                return
+            continue  # zeros inside a damaged part
+        except tarfile.HeaderError as error:
+            if lost is None:
+                lost, long_name = start, ""
+                yield Damage("damaged tar header", start, str(error))
+            continue
+        if lost is not None and block[257:262] != b"ustar":
+            continue
+        lost = None
+        data = (
+            file.read(header.size)
+            if header.type not in (tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE)
+            else b""
+        )
+        padding = file.read(-len(data) % _BLOCK)
+        offset += len(data) + len(padding)
+        if header.type == tarfile.GNUTYPE_LONGNAME:
+            long_name = data.rstrip(b"\0").decode("utf-8", "surrogateescape")
+        elif header.type == tarfile.XHDTYPE:
+            long_name = _pax(data).get("path", "")
+        elif header.type in _REGULAR:
+            name, long_name = long_name or header.name, ""
+            yield Member(name, start, data, len(data) == header.size)
+        elif header.type not in (tarfile.XGLTYPE, tarfile.GNUTYPE_LONGLINK):
+            long_name = ""
+
+
+def _pax(data: bytes) -> dict[str, str]:
+    """The records of an extended header: "<length> <key>=<value>\\n"."""
+    found = {}
+    while data:
+        length = data.split(b" ", 1)[0]
+        if not length.isdigit() or not 0 < int(length) <= len(data):
+            break
+        key, _, value = data[len(length) + 1 : int(length) - 1].partition(b"=")
+        found[key.decode("utf-8", "replace")] = value.decode("utf-8", "surrogateescape")
+        data = data[int(length) :]
+    return found
+
+
+class WebDataset:
+    """The samples of some tar shards (.tar, .tar.gz).
+
+    captions: names of values of a sample's .json that are its captions; None: its .txt, else "caption" of its .json.
+    label: a value of its .json; None: its .cls. A sample's picture is its first member with a picture's ending.
+    """
+
+    total = None
+
+    def __init__(
+        self, paths: Sequence[str], labels: LabelTable, captions: tuple[str, ...] | None, label: str | None
+    ):
+        self._paths, self.labels, self._captions, self._label = list(paths), labels, captions, label
+
+    def rows(self, pictures: bool = True) -> Iterator[Row | BadRow]:
+        """All samples, and a bad row for each damage of an archive."""
+        for path in self._paths:
+            with tf.io.gfile.GFile(path, "rb") as raw:
+                zipped = path.endswith((".gz", ".tgz"))
+                try:
+                    yield from self._samples(path, gzip.GzipFile(fileobj=raw, mode="rb") if zipped else raw)
+                except (EOFError, gzip.BadGzipFile, OSError) as error:
+                    if not zipped:
+                        raise
+                    yield BadRow("truncated tar", f"gzip: {error}", {"file": path})
+
+    def _samples(self, path: str, file) -> Iterator[Row | BadRow]:
+        key, group = None, {}
+        for member in members(file):
+            if isinstance(member, Damage):
+                if group:
+                    yield self._sample(path, key, group)
+                    key, group = None, {}
+                yield BadRow(member.cause, member.detail, {"file": path, "offset": member.offset})
+                continue
+            folder, name = posixpath.split(member.name)
+            stem, _, ending = name.partition(".")
+            own, ending = posixpath.join(folder, stem), ending.lower()
+            if group and (own != key or ending in group):
+                yield self._sample(path, key, group)
+                group = {}
+            key = own
+            group[ending] = member
+        if group:
+            yield self._sample(path, key, group)
+
+    def _sample(self, path: str, key: str, group: dict[str, Member]) -> Row | BadRow:
+        where = {"file": path, "offset": min(m.offset for m in group.values()), "member": key}
+        try:
+            cut = [m.name for m in group.values() if not m.whole]
+            if cut:
+                raise BadRow("truncated tar", f"the archive ends inside {cut[0]}")
+            picture = next((group[ending] for ending in group if ending in PICTURE_ENDINGS), None)
+            if picture is None:
+                raise BadRow("missing picture", f"the sample has {', '.join(sorted(group))}")
+            captions, labels = self._texts(group)
+            return Row(where, Picture(picture.data), captions, labels, key)
+        except BadRow as error:
+            error.where = where
+            return error
+
+    def _texts(self, group: dict[str, Member]) -> tuple[tuple[str, ...], tuple[int, ...]]:
+        facts = {}
+        if "json" in group:
+            try:
+                facts = json.loads(group["json"].data)
+            except ValueError as error:
+                raise BadRow("malformed json", str(error)) from error
+            if not isinstance(facts, dict):
+                raise BadRow("malformed json", f"an object is expected, not {type(facts).__name__}")
+        if self._captions is None:
+            found = (
+                [group["txt"].data] if "txt" in group else [facts["caption"]] if "caption" in facts else []
+            )
+        else:
+            missing = [name for name in self._captions if name not in facts]
+            if missing:
+                raise BadRow("missing column", f"no {', '.join(missing)} in the sample's .json")
+            found = [item for name in self._captions for item in _listed(facts[name])]
+        captions = tuple(_text(caption) for caption in found)
+        if self._label is not None:
+            if self._label not in facts:
+                raise BadRow("missing column", f"no {self._label} in the sample's .json")
+            return captions, self.labels.numbers(facts[self._label])
+        return captions, self.labels.numbers(_text(group["cls"].data) if "cls" in group else None)
+
+
+def _listed(value) -> list:
+    return value if isinstance(value, list) else [value]
+
+
+def _text(value) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bytes):
+        try:
+            return value.decode()
+        except UnicodeDecodeError as error:
+            raise BadRow("bad encoding", f"no UTF-8: {error.reason} at byte {error.start}") from error
+    if not isinstance(value, str):
+        raise BadRow("caption is no text", f"{value!r}"[:120])
+    return value
