@@ -10,7 +10,7 @@ import re
 import tensorflow as tf
 
 import gin
-from basic_tf.data import batches, captions, examples, groups, images, records
+from basic_tf.data import batches, captions, examples, groups, images, mixture, records
 from basic_tf.data import tokenizer as tokenizer_module
 from basic_tf.evaluation import encoder, evaluator, prompts
 from basic_tf.monitoring import panels
@@ -55,6 +55,9 @@ _register(coatnet_table.Stage, "TowerStage")
 _register(groups.distinct_labels, "DistinctLabels")
 _register(resolution.resized_for_tower, "ResizedForTower")
 _register(records.RecordSource.open, "Records")
+_register(mixture.MixedSource, "Mixture")
+_register(mixture.MixtureOrder)
+_register(prompts.load_templates, "Templates")
 
 
 @gin.configurable(module="basic_tf")

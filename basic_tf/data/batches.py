@@ -18,6 +18,7 @@ from absl import logging
 from basic_tf.data.captions import CaptionChoice
 from basic_tf.data.examples import parse_example
 from basic_tf.data.images import ImageAugmentation, decode, framed, header
+from basic_tf.data.mixture import MixedSource, MixtureOrder
 from basic_tf.data.order import ExampleOrder
 from basic_tf.data.python_calls import mapped
 from basic_tf.data.tokenizer import Tokenizer
@@ -60,8 +61,9 @@ class _Texts(collections.namedtuple("_Texts", ["captions", "labels"])):
     """
 
 
-def _texts(record) -> _Texts:
-    return _Texts(tuple(c for c in record.captions if c and not c.isspace()), record.labels)
+def _texts(record, number: int, source) -> _Texts:
+    labels = source.relabelled(number, record.labels) if isinstance(source, MixedSource) else record.labels
+    return _Texts(tuple(c for c in record.captions if c and not c.isspace()), labels)
 
 
 class DecodedPictures:
@@ -100,7 +102,7 @@ class DecodedPictures:
         def load(index: int, payload: bytes | None) -> bool:
             try:
                 record = _parsed(parse, payload)
-                texts = _texts(record)
+                texts = _texts(record, index, source)
                 check(texts)
                 self.pictures[index] = framed(decode(record.image, max_pixels), side, fit)
             except ValueError as error:
@@ -161,7 +163,7 @@ class Batches:
         them.
         augmentation: what happens to each picture; its output_size is S. batch_size: B, over all hosts.
         order: which record each position holds, or a function of (source, batch_size, seed) that makes such an order;
-          default `ExampleOrder(source.count, seed)`.
+          default `ExampleOrder(source.count, seed)`, of a mixture `MixtureOrder`.
         cache_decoded: decode all pictures once and keep them, cache_side x cache_side pixels (default: the
         first
           picture's longer side, at least the output's and at most twice that), within cache_limit_bytes.
@@ -177,8 +179,12 @@ class Batches:
                 "would hold a record twice; choose a smaller batch_size or a larger dataset"
             )
         if order is None:
-            order = ExampleOrder(source.count, seed)
+            order = MixtureOrder if isinstance(source, MixedSource) else ExampleOrder(source.count, seed)
         self.order = order(source, int(batch_size), int(seed)) if callable(order) else order
+        if isinstance(source, MixedSource) and not isinstance(self.order, MixtureOrder):
+            raise ValueError(
+                f"{type(self.order).__name__} knows nothing of the weights of a mixture: leave `order` out (None)"
+            )
         if self.order.count != source.count:
             raise ValueError(f"the order is over {self.order.count} records, the source has {source.count}")
         arranged_for = getattr(self.order, "batch_size", None)
@@ -212,6 +218,12 @@ class Batches:
     def damage(self) -> dict[str, int]:
         """Number of distinct unusable records met so far, by cause."""
         return dict(self._damage.counts)
+
+    def scalars(self, step: int) -> Mapping[str, float]:
+        """What metrics should say of the data before a step: of a mixture, how much each part has given."""
+        if isinstance(self.order, MixtureOrder):
+            return self.order.scalars(int(step) * self.batch_size)
+        return {}
 
     @property
     def steps_per_epoch(self) -> float:
@@ -296,7 +308,7 @@ class Batches:
         for _ in range(self._max_replacements):
             try:
                 record = _parsed(self._parse, payload)
-                texts = _texts(record)
+                texts = _texts(record, index, self.source)
                 self._check(texts)
                 return index, self.augmentation.cut(record.image, choices, row, self._max_pixels), texts
             except ValueError as error:
@@ -360,7 +372,8 @@ class ContrastiveBatches(Batches):
     def texts(self, step: int, host: int = 0, hosts: int = 1) -> list[str]:
         """The texts of a batch before they are tokenized (for people and logs); reads the batch again."""
         batch = self.at(step, host, hosts)
-        texts = [_texts(_parsed(self._parse, payload)) for payload in self.source.read(batch["record"])]
+        payloads = zip(batch["record"].tolist(), self.source.read(batch["record"]))
+        texts = [_texts(_parsed(self._parse, payload), number, self.source) for number, payload in payloads]
         return self._chosen(step_key_numpy(self.seed, int(step)), batch["examples"], texts)
 
     def _chosen(self, key, examples, texts: Sequence[_Texts]) -> list[str]:
@@ -467,7 +480,7 @@ class EvaluationBatches:
                 record = _parsed(self._parse, payload)
                 return (
                     self.augmentation.cut(record.image, choices, row, self._max_pixels),
-                    _texts(record),
+                    _texts(record, index, self.source),
                     True,
                 )
             except ValueError as error:

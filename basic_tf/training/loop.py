@@ -125,6 +125,7 @@ def _train(run: StageRun, clock: dict | None, stop: preemption.StopRequest, make
         refuse_broken_loss(output)
         metrics = {name: float(value) for name, value in output.items()}
         metrics["learning_rate"] = float(run.schedule(step - 1))
+        metrics |= run.batches.scalars(step)
         speeds = line.update(step, metrics, trainer.take_data_wait())
         log.write(step, metrics | speeds)
         output.update(metrics | speeds)
