@@ -33,6 +33,7 @@ from tools.pairs.tfds_splits import TfdsSplit
 from tools.sources.conversion import Check
 from tools.sources.dataset import write_dataset
 from tools.sources.filters import ALIGN, Filters
+from tools.sources.likeness import EvaluationPictures
 from tools.sources.rejects import TooManyRejectsError
 from tools.sources.rows import LabelTable
 
@@ -97,6 +98,8 @@ _REPEATS = flags.DEFINE_integer("caption_repeats", None, "Leave out captions tha
 _SMALLEST = flags.DEFINE_integer(
     "smallest_side", 2, "A picture with a shorter side below is damaged.", lower_bound=1
 )
+_AGAINST = flags.DEFINE_list("against", None, "Leave out near-duplicates of these evaluation sets (jsons).")
+_SIMILARITY = flags.DEFINE_float("similarity", 0.5, "SSIM from which a picture is a near-duplicate.")
 _PIXELS = flags.DEFINE_integer("max_pixels", 1 << 26, "A picture with more pixels is refused.", lower_bound=1)
 
 
@@ -105,9 +108,10 @@ def main(argv):
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}: patterns go into --input, in quotes")
     try:
+        source = reader()
         write_dataset(
-            reader(),
-            Check(filters(), None, _SMALLEST.value, _PIXELS.value),
+            source,
+            Check(filters(), None, _SMALLEST.value, _PIXELS.value, evaluation()),
             _OUTPUT.value,
             _NAME.value,
             shards=_SHARDS.value,
@@ -115,7 +119,7 @@ def main(argv):
             max_reject_share=_SHARE.value,
             threads=_THREADS.value,
             limit=_LIMIT.value,
-            facts=facts(),
+            facts=facts(source),
         )
     except (TooManyRejectsError, RecordFileError, FileNotFoundError, ValueError) as error:
         sys.exit(f"error: {error}")
@@ -136,6 +140,11 @@ def filters() -> Filters:
         given["words"] = tuple(map(int, _WORDS.value))
     base = ALIGN if _ALIGN.value else Filters()
     return dataclasses.replace(base, **{name: value for name, value in given.items() if value is not None})
+
+
+def evaluation() -> EvaluationPictures | None:
+    """The pictures that no record may resemble."""
+    return EvaluationPictures(matching(_AGAINST.value), _SIMILARITY.value) if _AGAINST.value else None
 
 
 def reader():
@@ -173,13 +182,11 @@ def reader():
     return Tables(matching(_INPUT.value), kind, columns, labels)
 
 
-def facts() -> dict:
+def facts(source) -> dict:
     """What the dataset's json says of where it comes from."""
-    source = _INPUT.value
-    if _FORMAT.value == "tfds":
-        source = f"TensorFlow Datasets: {_TFDS.value}, split {_TFDS_SPLIT.value}"
-    made = {"source": source, "tool": "tools/prepare_pairs.py", "tool_version": TOOL_VERSION}
-    return made | ({"licences": _LICENCES.value} if _LICENCES.value else {})
+    named = f"TensorFlow Datasets: {_TFDS.value}, split {_TFDS_SPLIT.value}" if _TFDS.value else _INPUT.value
+    made = {"source": named, "tool": "tools/prepare_pairs.py", "tool_version": TOOL_VERSION}
+    return made | getattr(source, "facts", {}) | ({"licences": _LICENCES.value} if _LICENCES.value else {})
 
 
 if __name__ == "__main__":

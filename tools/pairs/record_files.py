@@ -21,6 +21,9 @@ class RecordFiles:
         names = self._source.metadata.get("label_names")
         self.labels = LabelTable(list(names) if names else None)
         self._labelled = bool(names)
+        # What the json says of its records stays true of some of them; what it says of its files does not.
+        own = ("name", "count", "shards", "label_names", "filters", "conversion", "near_duplicates")
+        self.facts = {key: value for key, value in self._source.metadata.items() if key not in own}
 
     def rows(self, pictures: bool = True) -> Iterator[Row | BadRow]:
         """All records."""

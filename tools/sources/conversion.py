@@ -15,6 +15,7 @@ from basic_tf.data.examples import serialize_example
 from basic_tf.data.images import PictureError, checked_header, decode
 from basic_tf.data.records import RecordWriter
 from tools.sources.filters import CaptionCounts, Filters
+from tools.sources.likeness import EvaluationPictures
 from tools.sources.rejects import RejectLog
 from tools.sources.rows import BadRow, Row
 
@@ -27,12 +28,14 @@ class Check:
 
     smallest_side: a picture with a shorter side below it is damaged (pages of the web hold pictures of one pixel).
     max_pixels: a larger one is refused before it takes memory. repeats: needed by `Filters.caption_repeats`.
+    evaluation: pictures that no record may resemble.
     """
 
     filters: Filters = dataclasses.field(default_factory=Filters)
     repeats: CaptionCounts | None = None
     smallest_side: int = 2
     max_pixels: int = 1 << 26
+    evaluation: EvaluationPictures | None = None
 
     def __call__(self, row: Row) -> bytes:
         """The serialized example. BadRow if there is to be none."""
@@ -61,7 +64,9 @@ class Check:
                 "wrong size", f"{found.width} x {found.height}, at least {self.smallest_side} are expected"
             )
         self.filters.picture(found.width, found.height)
-        decode(encoded, self.max_pixels)  # to the last pixel: a header says nothing of what follows
+        picture = decode(encoded, self.max_pixels)  # to the last pixel: a header says nothing of what follows
+        if self.evaluation is not None:
+            self.evaluation.refuse_likeness(picture)
         return serialize_example(encoded, captions, row.labels, whole_text(row.id))
 
 

@@ -71,6 +71,7 @@ def write_dataset(
                 | labels
                 | dict(facts or {})
                 | {"filters": dataclasses.asdict(check.filters), "conversion": log.as_json()}
+                | ({"near_duplicates": check.evaluation.as_json()} if check.evaluation else {})
             )
     _report(log, writer.count, console)
     seconds = time.monotonic() - start
