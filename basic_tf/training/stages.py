@@ -22,7 +22,8 @@ class Stage:
     name: the folder under the run folder. task: called with the dataset's metadata, returns a tasks.Task.
     batches: called with (seed, batch_size), returns an object with `.dataset(first_step, host, hosts)`, `.source` and
     `.scalars(step)` (what metrics say of the data; {} for a single source). train: for how long (a schedules.Duration).
-    optimizer: called with the learning-rate schedule and the resolved rules. schedule: called with the total steps. rules: the total table by parameter path.
+    optimizer: called with the learning-rate schedule and the resolved rules. schedule: called with the total steps.
+    rules: the total table by parameter path.
     warm_start: None starts from scratch. weight_average: the decay of an exponential average of the weights, or None;
     evaluation, export and the next stage then use the average.
     checkpoint_seconds / checkpoint_steps: save when either has passed. evaluate_steps: evaluate every so many steps
