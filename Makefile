@@ -17,11 +17,11 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-results basic-l-step test test-slow lint format tensorboard lock
+.PHONY: help setup demo demo-results basic-l-step batch-65536 test test-slow lint format tensorboard lock
 
 help: ## this list
 	@echo "basic_tf: train, evaluate and export image-text models after BASIC (arXiv 2111.10050)"
-	@grep -hE '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | \
+	@grep -hE '^[a-z0-9-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | \
 	  awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
 
 setup: $(READY) ## the virtual environment in .venv, with the exact requirements
@@ -63,6 +63,9 @@ demo-results: $(READY) ## the part of the demo that follows training
 	@echo "Results:     $(RUN)/results.md, results.json and pictures beside them"
 	@echo "SavedModel:  $(RUN)/saved_model"
 	@echo "TensorBoard: make tensorboard (http://localhost:6006)"
+
+batch-65536: $(READY) $(EMOJI)/train.json $(EMOJI)/tokenizer.model ## one exact contrastive step with 65,536 real pairs, twice (minutes)
+	$(BIN)/python tools/bench_batch65536.py --data_dir=$(EMOJI)
 
 basic-l-step: $(READY) $(EMOJI)/train.json $(EMOJI)/tokenizer.model ## one optimizer step of BASIC-L, 3.1B weights, in 22 GiB of memory
 	$(BIN)/python tools/bench_basic_l_step.py --data_dir=$(EMOJI) --output=runs/basic_l_step.json

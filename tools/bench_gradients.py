@@ -2,129 +2,98 @@
 
 Error of a variable: |difference| / max(|gradient|, 1e-3 x global gradient norm), in 2-norms. Towers of
 every block type with dropout 0.1 and stochastic depth 0.1, uneven tiles; the reference is one tape over
-the whole batch. A bias that BatchNorm cancels has a gradient of exactly zero, so in float32 its row shows
-rounding alone; `worst` names the variable.
+the whole batch (tests/contrastive/exactness_grid.py). A bias that BatchNorm cancels has a gradient of exactly
+zero, so in float32 its row shows rounding alone; `worst` names the variable.
 
-    python tools/bench_gradients.py            # the full grid, on two cores well over half an hour
-    python tools/bench_gradients.py --short    # a pairwise selection, a few minutes
+    python tools/bench_gradients.py                        # the whole grid, 252 cases: minutes on two cores
+    python tools/bench_gradients.py --short                # a pairwise selection, 12 cases
+    python tools/bench_gradients.py --rows=grid.jsonl      # keeps finished rows; run again, it goes on
 
 The last line is one JSON object: fp64_max_relative_error, fp32_max_relative_error and the rows behind them.
 """
 
-import itertools
+import concurrent.futures
 import json
 import os
-import subprocess
+import resource
 import sys
+import time
 from pathlib import Path
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from absl import app, flags
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from tests.contrastive import exactness_grid  # noqa: E402 (the project's root must be on the path first)
+
 FLAGS = flags.FLAGS
-flags.DEFINE_bool("short", False, "A pairwise selection in place of the full grid.")
-
-PAIRS, TILE = 48, (11, 17)
-POLICIES, REMATS, COUNTS = (
-    ("ghost", "frozen", "layer"),
-    ("none", "blocks", "norms_and_activations"),
-    (1, 2, 3, 8),
+flags.DEFINE_bool("short", False, "A pairwise selection in place of the whole grid.")
+flags.DEFINE_list("replicas", ["1", "2", "4"], "Only the cases with these numbers of replicas.")
+flags.DEFINE_string(
+    "rows", None, "A file of JSON lines: finished rows are kept there and not computed again."
 )
-FROZEN = {"nothing": (), "image_tower": ("image_tower/",)}
-SHORT = [
-    ("float64", "ghost", "none", 8, "nothing"),
-    ("float64", "frozen", "blocks", 3, "image_tower"),
-    ("float64", "layer", "norms_and_activations", 2, "nothing"),
-    ("float32", "ghost", "blocks", 2, "nothing"),
-]
+flags.DEFINE_integer(
+    "pieces", None, "Stop after so many pieces of the grid, each about a minute (with --rows)."
+)
+flags.DEFINE_integer("processes", len(os.sched_getaffinity(0)), "Processes at a time, of one thread each.")
 
 
-def _rows(dtype: str, policy: str, remat: str, counts, frozen: str):
-    """One row for each number of microbatches; they share a reference."""
-    import tensorflow as tf
-
-    from basic_tf import randomness
-    from basic_tf.contrastive.gradients import contrastive_gradients
-    from tests.contrastive import dense_reference, tiny_dual_encoder
-
-    def variables_of(model):
-        trainable = {id(v) for v in model.trainable_variables}
-        return [
-            v
-            for path, v in model.parameters().items()
-            if id(v) in trainable and not path.startswith(FROZEN[frozen] or "-")
-        ]
-
-    images, token_ids = tiny_dual_encoder.random_batch(PAIRS)
-    key = randomness.step_key(1, 2)
-    exact = tiny_dual_encoder.tiny_model(dtype, policy, "none")
-    expected = tf.function(
-        lambda: dense_reference.full_batch_gradients(exact, images, token_ids, key, variables_of(exact))[1]
-    )()
-    model = tiny_dual_encoder.tiny_model(dtype, policy, remat)
-    variables = variables_of(model)
-    for count in counts:
-        found = tf.function(
-            lambda count=count: (
-                contrastive_gradients(
-                    model, images, token_ids, PAIRS // count, noise_key=key, variables=variables, tile=TILE
-                ).gradients
-            )
-        )()
-        errors = dense_reference.errors(found, expected)
-        worst = variables[errors.index(max(errors))]
-        yield {
-            "dtype": dtype,
-            "batch_norm": policy,
-            "remat": remat,
-            "microbatches": count,
-            "frozen": frozen,
-            "replicas": 1,
-            "error": max(errors),
-            "worst": next(path for path, known in model.parameters().items() if known is worst),
-        }
-
-
-def _replica_rows(replicas: int, dtype: str):
-    """Replicas over logical CPUs: a process each, for one process can hold one strategy."""
-    command = [sys.executable, "-m", "tests.contrastive.replicas_process", str(replicas), dtype, "tiny"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{replicas} replicas in {dtype} failed:\n{done.stderr[-2000:]}")
-    report = json.loads(done.stdout.splitlines()[-1])
-    report.pop("embeddings")
-    for case, found in report.items():
-        yield {"dtype": dtype, "case": case, "replicas": replicas, "error": found["error"]}
+def _finished(path: str | None) -> dict:
+    """Case -> row of the rows that the file holds; a line that was cut short is computed again."""
+    found = {}
+    if path and os.path.exists(path):
+        for line in Path(path).read_text().splitlines():
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError:
+                continue
+            found[exactness_grid.Case(*(row[name] for name in exactness_grid.Case._fields))] = row
+    return found
 
 
 def main(_) -> None:
     """Runs the grid and prints it."""
-    rows = []
-
-    def record(found):
-        for row in found:
-            rows.append(row)
-            print(json.dumps(row), flush=True)
-
-    if FLAGS.short:
-        for dtype, policy, remat, count, frozen in SHORT:
-            record(_rows(dtype, policy, remat, [count], frozen))
-        record(_replica_rows(2, "float64"))
-    else:
-        for case in itertools.product(("float64", "float32"), POLICIES, REMATS, FROZEN):
-            record(_rows(*case[:3], COUNTS, case[3]))
-        for replicas, dtype in itertools.product((1, 2, 4), ("float64", "float32")):
-            record(_replica_rows(replicas, dtype))
+    chosen = exactness_grid.PAIRWISE if FLAGS.short else exactness_grid.cases()
+    chosen = [case for case in chosen if str(case.replicas) in FLAGS.replicas]
+    if not chosen:
+        raise app.UsageError(f"no case has --replicas={','.join(FLAGS.replicas)}; choose from 1, 2 and 4")
+    rows = {case: row for case, row in _finished(FLAGS.rows).items() if case in set(chosen)}
+    left = exactness_grid.pieces([case for case in chosen if case not in rows])[: FLAGS.pieces]
+    already, start = len(rows), time.monotonic()
+    with concurrent.futures.ThreadPoolExecutor(FLAGS.processes) as pool:
+        for done in concurrent.futures.as_completed([pool.submit(exactness_grid.run, p) for p in left]):
+            for row in done.result():
+                rows[exactness_grid.Case(*(row[name] for name in exactness_grid.Case._fields))] = row
+                line = json.dumps(row)
+                print(line, flush=True)
+                if FLAGS.rows:
+                    with open(FLAGS.rows, "a") as file:
+                        file.write(line + "\n")
+            per_minute = 60 * (len(rows) - already) / (time.monotonic() - start)
+            print(
+                f"{len(rows)}/{len(chosen)} cases  {per_minute:.0f} a minute  "
+                f"about {(len(chosen) - len(rows)) / per_minute:.1f} min left",
+                file=sys.stderr, flush=True,
+            )  # fmt: skip
+    found = [rows[case] for case in chosen if case in rows]
+    for fault in exactness_grid.faults(found):
+        print(fault, file=sys.stderr)
     largest = {
-        dtype: max(row["error"] for row in rows if row["dtype"] == dtype) for dtype in ("float64", "float32")
+        dtype: max((row["error"] for row in found if row["dtype"] == dtype), default=None)
+        for dtype in ("float64", "float32")
     }
-    summary = {"fp64_max_relative_error": largest["float64"], "fp32_max_relative_error": largest["float32"]}
-    print(json.dumps({**summary, "rows": rows}))
+    summary = {
+        "fp64_max_relative_error": largest["float64"],
+        "fp32_max_relative_error": largest["float32"],
+        "cases": len(found),
+        "cases_left": len(chosen) - len(found),
+        "faults": len(exactness_grid.faults(found)),
+        "cpu_seconds": sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2]),
+    }
+    print(json.dumps({**summary, "rows": found}))
+    if summary["faults"]:
+        sys.exit(1)
 
 
 if __name__ == "__main__":

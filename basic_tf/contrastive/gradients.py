@@ -196,8 +196,11 @@ def contrastive_gradients(
     hold = (one or reuse_last) and any(side.twice for side in sides)
     looped = cut.count - 1 if hold else cut.count
 
+    widths: list = []  # what an array of a loop does not know of its rows
+
     def first_pass(i, *arrays):
         outcomes = [embed(side, i) for side in sides]
+        widths[:] = [rows.shape[-1] for rows, _ in outcomes]
         packed = statistics.pack([s for _, found in outcomes for s in found])
         return [
             array.write(i, rows) for array, rows in zip(arrays, [*(rows for rows, _ in outcomes), packed])
@@ -207,7 +210,8 @@ def contrastive_gradients(
     if not (hold and one):
         arrays = [tf.TensorArray(dtype, looped, infer_shape=False) for _ in range(3)]
         arrays = _for(looped, first_pass, arrays)
-        parts = [[arrays[0].concat()], [arrays[1].concat()], [arrays[2].stack()]]
+        rows = [tf.ensure_shape(array.concat(), [None, width]) for array, width in zip(arrays, widths)]
+        parts = [[rows[0]], [rows[1]], [arrays[2].stack()]]
     held: dict[_Side, tuple[tf.GradientTape, tf.Tensor]] = {}
     if hold:
         found_last = []

@@ -1,6 +1,6 @@
 """One process, one MirroredStrategy over logical CPUs: Algorithm 1 against the full batch.
 
-Usage: python -m tests.contrastive.replicas_process REPLICAS DTYPE [small|tiny]. Prints one JSON object.
+Usage: python -m tests.contrastive.replicas_process REPLICAS DTYPE. Prints one JSON object.
 """
 
 import json
@@ -17,23 +17,20 @@ from basic_tf import randomness
 from basic_tf.contrastive.gradients import contrastive_gradients
 from basic_tf.contrastive.loss import contrastive_loss
 from basic_tf.parallel import strategies
-from tests.contrastive import dense_reference, small_dual_encoder, tiny_dual_encoder
+from tests.contrastive import dense_reference, small_dual_encoder
 
 PAIRS, GROUP = 24, 2
 
 
-def build(name: str, dtype: str):
-    if name == "small":
-        return small_dual_encoder.SmallModel(dtype=dtype, group=GROUP, normalization="ghost")
-    return tiny_dual_encoder.tiny_model(dtype, "ghost", "blocks", ghost_size=GROUP)
+def build(dtype: str):
+    return small_dual_encoder.SmallModel(dtype=dtype, group=GROUP, normalization="ghost")
 
 
-def main(replicas: int, dtype: str, name: str = "small") -> None:
+def main(replicas: int, dtype: str) -> None:
     runtime = strategies.create("mirrored", logical_devices=replicas)
     with runtime.scope():
-        model = build(name, dtype)
-    source = small_dual_encoder if name == "small" else tiny_dual_encoder
-    images, token_ids = source.random_batch(PAIRS, seed=replicas)
+        model = build(dtype)
+    images, token_ids = small_dual_encoder.random_batch(PAIRS, seed=replicas)
     key = randomness.step_key(7, 11)
     local = PAIRS // replicas
 
@@ -50,7 +47,7 @@ def main(replicas: int, dtype: str, name: str = "small") -> None:
     report = {}
     for case, paths, smoothing in (("all", trained, 0.0), ("frozen_image", text_only, 0.1)):
         variables = [parameters[path] for path in paths]
-        reference = build(name, dtype)
+        reference = build(dtype)
         expected = dense_reference.full_batch_gradients(
             reference, images, token_ids, key, [reference.parameters()[p] for p in paths], smoothing
         )
@@ -117,4 +114,4 @@ def embedding_errors(runtime, dtype: str, local: int) -> dict:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), *sys.argv[2:])
+    main(int(sys.argv[1]), sys.argv[2])

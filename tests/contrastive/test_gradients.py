@@ -1,3 +1,4 @@
+import itertools
 import json
 import os
 import subprocess
@@ -11,7 +12,7 @@ import tensorflow as tf
 from basic_tf import randomness
 from basic_tf.contrastive import gradients as gradients_module
 from basic_tf.contrastive.gradients import contrastive_gradients, microbatched_gradients
-from tests.contrastive import dense_reference, small_dual_encoder, tiny_dual_encoder
+from tests.contrastive import exactness_grid, small_dual_encoder
 from tests.contrastive.dense_reference import exactness, full_batch_gradients
 from tests.contrastive.small_dual_encoder import SmallModel
 
@@ -19,8 +20,8 @@ PAIRS, KEY = 24, (3, 5)
 DOUBLE, SINGLE = 1e-12, 2e-5
 
 
-def batch_and_key(pairs=PAIRS, seed=0, source=small_dual_encoder):
-    return *source.random_batch(pairs, seed), randomness.step_key(*KEY)
+def batch_and_key(pairs=PAIRS, seed=0):
+    return *small_dual_encoder.random_batch(pairs, seed), randomness.step_key(*KEY)
 
 
 def of_paths(model, frozen=()):
@@ -249,16 +250,50 @@ def test_break_statistics_counted_twice(monkeypatch):
     assert statistics > 1e-3
 
 
-@pytest.mark.parametrize("what", ["image_embeddings", "log_inverse_temperature"])
-def test_break_stray_one_over_n(monkeypatch, what):
+def averages_after_one_step(model):
+    """The moving averages after Algorithm 1 and one update, and what the full batch moves them to."""
+    images, token_ids, key = batch_and_key()
+    statistics = full_batch_gradients(SmallModel(), images, token_ids, key)[2]
+    expected = [0.9 * v.numpy() + 0.1 * s.numpy() for v, s in zip(model.statistic_variables, statistics)]
+    found = contrastive_gradients(model, images, token_ids, 6, noise_key=key)
+    model.update_statistics(found.statistics)
+    return np.concatenate([v.numpy() for v in model.statistic_variables]), np.concatenate(expected)
+
+
+def test_moving_averages_move_once():
+    np.testing.assert_allclose(*averages_after_one_step(SmallModel()), rtol=1e-12, atol=1e-14)
+
+
+def test_break_moving_averages_moved_in_every_pass():
+    """What BatchNorm inside a recomputed or repeated forward pass does."""
+    model = SmallModel()
+    original = model.image_embeddings
+
+    def moving(images, training, noise):
+        rows, statistics = original(images, training, noise)
+        model.update_statistics(statistics)
+        return rows, statistics
+
+    model.image_embeddings = moving
+    found, expected = averages_after_one_step(model)
+    assert np.abs(found - expected).max() > 1e-2
+
+
+@pytest.mark.parametrize("what", ["image_embeddings", "text_embeddings", "log_inverse_temperature"])
+@pytest.mark.parametrize("factor", [1 / 4, 4])  # averaged over the microbatches, or counted once for each
+def test_break_stray_factor_of_n(monkeypatch, what, factor):
     original = gradients_module.loss_value_and_gradients
 
-    def divided(*arguments, **options):
+    def scaled(*arguments, **options):
         value = original(*arguments, **options)
-        return value._replace(**{what: getattr(value, what) / 4})
+        return value._replace(**{what: getattr(value, what) * factor})
 
-    monkeypatch.setattr(gradients_module, "loss_value_and_gradients", divided)
+    monkeypatch.setattr(gradients_module, "loss_value_and_gradients", scaled)
     assert error_of(SmallModel())[0] > 1e-3
+
+
+def test_break_noise_by_the_place_in_the_microbatch():
+    assert error_of(SmallModel(), examples=tf.tile(tf.range(6), [4]))[0] > 1e-3
 
 
 def test_errors_say_what_was_received():
@@ -306,41 +341,33 @@ def test_replicas_share_one_batch(replicas, dtype):
         assert found["statistics"] <= bound, case
 
 
-REMATS, POLICIES = ("none", "blocks", "norms_and_activations"), ("ghost", "frozen", "layer")
+def test_real_towers_in_a_graph():
+    # A batch of unknown size, a frozen tower whose features come out of a loop.
+    case = exactness_grid.Case(1, "float64", "ghost", "blocks", "image_tower", 3, "graph")
+    assert exactness_grid.faults([exactness_grid.Runner(1).row(case)]) == []
 
 
+def test_the_pairwise_selection_holds_every_pair():
+    everything = [exactness_grid.Case(*values) for values in itertools.product(*exactness_grid.AXES.values())]
+    pairs = set().union(*(exactness_grid.pairs_of(case) for case in everything))
+    for chosen in (exactness_grid.PAIRWISE, exactness_grid.cases()):
+        assert set().union(*(exactness_grid.pairs_of(case) for case in chosen)) == pairs
+
+
+def assert_exact(chosen):
+    rows = exactness_grid.run(chosen)
+    assert len(rows) == len(chosen)
+    assert exactness_grid.faults(rows) == []
+
+
+@pytest.mark.parametrize("replicas", exactness_grid.AXES["replicas"])
+def test_real_towers_pairwise(replicas):
+    assert_exact([case for case in exactness_grid.PAIRWISE if case.replicas == replicas])
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("batch_norm", "remat", "count", "frozen"),
-    [
-        ("ghost", "blocks", 3, ()),
-        *(
-            pytest.param(policy, remat, count, frozen, marks=pytest.mark.slow)
-            for policy in POLICIES
-            for remat in REMATS
-            for count, frozen in ((1, ()), (3, ()), (2, ("image_tower/",)), (4, ("image_",)))
-        ),
-    ],
+    "piece", exactness_grid.pieces(exactness_grid.cases()), ids=lambda p: "-".join(map(str, p[0][:3]))
 )
-def test_real_towers(batch_norm, remat, count, frozen):
-    model = tiny_dual_encoder.tiny_model(batch_norm=batch_norm, remat=remat)
-    images, token_ids, key = batch_and_key(source=tiny_dual_encoder)
-    parameters = model.parameters()
-    trainable = {id(v) for v in model.trainable_variables}
-    variables = [
-        v
-        for path, v in parameters.items()
-        if id(v) in trainable and not path.startswith(tuple(frozen) or "-")
-    ]
-    found = tf.function(
-        lambda: contrastive_gradients(
-            model, images, token_ids, PAIRS // count, noise_key=key, variables=variables, tile=(5, 7)
-        )
-    )()
-    loss, expected, statistics = dense_reference.full_batch_gradients(
-        model, images, token_ids, key, variables
-    )
-    assert exactness(found.gradients, expected) <= DOUBLE
-    assert float(found.loss) == pytest.approx(float(loss), rel=1e-12)
-    assert bool(statistics) == (batch_norm == "ghost" and not frozen)
-    for x, y in zip(found.statistics, statistics, strict=True):
-        np.testing.assert_allclose(x, y, rtol=1e-11, atol=1e-13)
+def test_the_whole_grid(piece):
+    assert_exact(piece)

@@ -14,11 +14,13 @@ TABLE = CoAtNetTable(
 SIDE, TOKENS, VOCABULARY = 32, 6, 50
 
 
-def tiny_model(dtype="float64", batch_norm="ghost", remat="none", seed=0, ghost_size=2) -> DualEncoder:
+def tiny_model(
+    dtype="float64", batch_norm="ghost", remat="none", seed=0, ghost_size=2, table=TABLE, side=SIDE
+) -> DualEncoder:
     """A built model; its biases, gates and statistics are moved off their initial zeros and ones."""
     image = CoAtNet(
-        TABLE,
-        image_size=SIDE,
+        table,
+        image_size=side,
         stochastic_depth=0.1,
         batch_norm=batch_norm,
         ghost_size=ghost_size,
@@ -46,10 +48,10 @@ def tiny_model(dtype="float64", batch_norm="ghost", remat="none", seed=0, ghost_
     return model
 
 
-def random_batch(pairs: int, seed: int = 0):
-    """(images uint8 [B, 32, 32, 3], token ids int32 [B, 6] with padding)."""
+def random_batch(pairs: int, seed: int = 0, side: int = SIDE):
+    """(images uint8 [B, side, side, 3], token ids int32 [B, 6] with padding)."""
     rng = np.random.default_rng(seed)
-    images = rng.integers(0, 256, (pairs, SIDE, SIDE, 3), np.uint8)
+    images = rng.integers(0, 256, (pairs, side, side, 3), np.uint8)
     ids = rng.integers(1, VOCABULARY, (pairs, TOKENS))
     ids[np.arange(TOKENS)[None] >= rng.integers(1, TOKENS + 1, pairs)[:, None]] = 0
     return tf.constant(images), tf.constant(ids, tf.int32)

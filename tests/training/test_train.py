@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -188,3 +189,18 @@ def test_what_cannot_work_is_one_line(data, tmp_path, flags, params, message):
     lines = [line for line in done.stderr.splitlines() if line.strip()]
     assert message in lines[-1] and lines[-1].startswith("train: ")
     assert not any("Traceback" in line for line in lines)
+
+
+def test_microbatches_and_rematerialisation_change_memory_alone(data, whole_run, tmp_path):
+    reference, _ = whole_run
+    shutil.copytree(os.path.join(reference, "contrastive"), tmp_path / "contrastive")
+    bindings = ["finetune/Contrastive.microbatch = 8", "CoAtNet.remat = 'norms_and_activations'"]
+    bindings += ["TextTransformer.remat = 'blocks'"]
+    done = run(data, str(tmp_path), "--stage=finetune", params=bindings)
+    assert done.returncode == 0, done.stderr
+    losses = []
+    for folder in (reference, str(tmp_path)):
+        lines = Path(folder, "finetune", "metrics.jsonl").read_text().splitlines()
+        losses.append([line["loss"] for line in map(json.loads, lines) if line["kind"] == "train"])
+    assert len(losses[0]) == 6 and losses[0][0] != losses[0][-1]
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-4)
