@@ -14,9 +14,10 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
+from basic_tf.contrastive.accumulation import Accumulator, GradientSums
 from basic_tf.contrastive.loss import DEFAULT_TILE, Collectives, OneReplica
 from basic_tf.contrastive.loss import contrastive_loss_value_and_gradients as loss_value_and_gradients
-from basic_tf.contrastive.microbatches import Rows, count_rows, cut_rows
+from basic_tf.contrastive.microbatches import Microbatches, Rows, count_rows, cut_rows
 from basic_tf.randomness import Noise
 
 
@@ -25,7 +26,7 @@ class ContrastiveGradients(NamedTuple):
 
     loss: scalar, the mean over the global batch, equal on all replicas.
     gradients: this replica's share for each of the variables, dense, at least float32; the sum over replicas
-      is the gradient.
+      is the gradient. With an accumulator: its state after the last contribution.
     statistics: one tensor for each variable of `model.statistic_variables`, the mean over microbatches and
     replicas,
       for one call of `model.update_statistics`; empty unless BatchNorm is `ghost` and the tower is trained.
@@ -108,6 +109,23 @@ def _paths_of(parameters: dict, variables: list) -> list[str]:
     return [paths.get(id(tensor_of(v)), "") for v in variables]
 
 
+def _check(accumulator: Accumulator, cut: Microbatches, paths: list[str], variables, reuse_last: bool):
+    """Raises ValueError, in one line, where an accumulator cannot have what it needs."""
+    unknown = [variables[k].name for k, path in enumerate(paths) if not path]
+    if unknown:
+        raise ValueError(
+            f"{', '.join(unknown[:3])}: not among model.parameters(), so its tower is unknown, and an "
+            "accumulator must get one contribution of each microbatch; differentiate the model's own parameters"
+        )
+    if accumulator.pieces > 1 and reuse_last:
+        raise ValueError("reuse_last keeps a microbatch whole, but the accumulator wants pieces; choose one")
+    if isinstance(cut.size, int) and cut.size % accumulator.pieces:
+        raise ValueError(
+            f"a microbatch of {cut.size} pairs cannot be cut into {accumulator.pieces} pieces; "
+            "choose a multiple of the pieces"
+        )
+
+
 def _for(count, body, state):
     """body(i, *state) -> state for i below count, strictly one after the other: that is the point of
     microbatches."""
@@ -137,6 +155,7 @@ def contrastive_gradients(
     collectives: Collectives | None = None,
     reuse_last: bool = False,
     batch: int | None = None,
+    accumulator: Accumulator | None = None,
 ) -> ContrastiveGradients:
     """The loss of the whole batch and its exact gradient, one microbatch in memory at a time (Algorithm 1).
 
@@ -160,9 +179,12 @@ def contrastive_gradients(
         instead of 4N units of work, for a graph about twice as large and those activations held beside the
         loss tiles.
       batch: B, needed only where images and token_ids are both functions.
+      accumulator: takes the gradients of the microbatches as the second pass makes them; None: they are
+        summed in buffers. See `basic_tf.contrastive.accumulation`.
 
     Raises:
-      ValueError: where the rows do not match, or the microbatch does not divide them.
+      ValueError: where the rows do not match, or the microbatch does not divide them; where an accumulator
+        cannot have what it needs.
     """
     collectives = collectives or OneReplica()
     images, token_ids = (x if callable(x) else tf.convert_to_tensor(x) for x in (images, token_ids))
@@ -232,7 +254,7 @@ def contrastive_gradients(
             with tf.GradientTape() as tape:
                 table = tf.cast(side.project(table), dtype)
             projection_tapes[side] = tape, table
-        # The arrays of a loop do not know their shape; the loss and its tiles like to.
+        # The arrays of a loop do not know how many rows they hold; the loss and its tiles like to.
         embeddings.append(tf.reshape(table, [pairs, table.shape[-1] or tf.shape(table)[-1]]))
 
     value = loss_value_and_gradients(
@@ -247,41 +269,55 @@ def contrastive_gradients(
     upstream = dict(zip(sides, (value.image_embeddings, value.text_embeddings)))
 
     # Pass 2: pull the rows of the loss gradient back, one microbatch at a time.
-    accumulators = [tf.zeros(v.shape, tf.float64 if v.dtype == tf.float64 else tf.float32) for v in variables]
+    sink = GradientSums(variables) if accumulator is None else accumulator
+    pieces = 1 if one else sink.pieces
+    if accumulator is not None:
+        _check(accumulator, cut, paths, variables, reuse_last and not one)
+    looping = {k for side in sides if side.twice and not one for k in side.trained}
+    state = sink.start([cut.count if k in looping else 1 for k in range(len(variables))])
 
-    def add(accumulators, side: _Side, tape: tf.GradientTape, target, output_gradient):
-        accumulators = list(accumulators)
+    def pull(side: _Side, tape: tf.GradientTape, target, output_gradient) -> list:
         own = [sources[k] for k in side.trained]
-        found = tape.gradient(target, own, output_gradients=tf.cast(output_gradient, target.dtype))
-        for k, gradient in zip(side.trained, found):
-            if gradient is not None:  # embedding tables give IndexedSlices: dense from here on
-                accumulators[k] += tf.cast(tf.convert_to_tensor(gradient), accumulators[k].dtype)
-        return accumulators
+        return tape.gradient(target, own, output_gradients=tf.cast(output_gradient, target.dtype))
 
-    def second_pass(i, *accumulators):
+    def add(state, side: _Side, found: list[list]):
+        return sink.add(state, dict(zip(side.trained, zip(*found))))
+
+    def piece(rows, number: int):
+        size = cut.size // pieces
+        return rows if pieces == 1 else rows[number * size : (number + 1) * size]
+
+    def second_pass(i, *state):
+        state = list(state)
         for side in sides:
             if not side.twice:
                 continue
-            # The towers take turns, so that the activations of one of them are alive at a time.
-            with tf.control_dependencies(list(accumulators)):
-                rows = tf.identity(cut.rows(side.source, i))
-            with tf.GradientTape() as tape:
-                target, _ = side.embed(rows, noise(i))
-            accumulators = add(accumulators, side, tape, target, cut.rows(upstream[side], i))
-        return accumulators
+            found: list[list] = []
+            for number in range(pieces):
+                # The towers, and the pieces, take turns: the activations of one of them are alive at a time.
+                before = tf.nest.flatten([state, found], expand_composites=True)
+                with tf.control_dependencies([tensor for tensor in before if tensor is not None]):
+                    rows = tf.identity(piece(cut.rows(side.source, i), number))
+                own = noise(i)
+                with tf.GradientTape() as tape:
+                    target, _ = side.embed(rows, own and own._replace(examples=piece(own.examples, number)))
+                found.append(pull(side, tape, target, piece(cut.rows(upstream[side], i), number)))
+            state = add(state, side, found)
+        return state
 
     for side, (tape, rows) in held.items():
-        accumulators = add(accumulators, side, tape, rows, cut.rows(upstream[side], cut.count - 1))
+        found = pull(side, tape, rows, cut.rows(upstream[side], cut.count - 1))
+        state = add(state, side, [found])
     for side, (tape, rows) in projection_tapes.items():
-        accumulators = add(accumulators, side, tape, rows, upstream[side])
+        state = add(state, side, [pull(side, tape, rows, upstream[side])])
     if not (hold and one) and any(side.twice for side in sides):
-        accumulators = _for(looped, second_pass, accumulators)
-    gradients = list(accumulators)
+        state = _for(looped, second_pass, state)
     if _TEMPERATURE in paths:
-        k = paths.index(_TEMPERATURE)
-        gradients[k] += tf.cast(value.log_inverse_temperature, gradients[k].dtype)
-    for gradient, variable in zip(gradients, variables):
-        gradient.set_shape(variable.shape)
+        state = sink.add(list(state), {paths.index(_TEMPERATURE): [value.log_inverse_temperature]})
+    gradients = list(state)
+    if accumulator is None:
+        for gradient, variable in zip(gradients, variables):
+            gradient.set_shape(variable.shape)
     return ContrastiveGradients(
         value.loss, gradients, statistics.mean(statistic_rows, collectives), value.metrics
     )

@@ -6,6 +6,7 @@ import tensorflow as tf
 
 from basic_tf import randomness
 from basic_tf.optimization import rules as rules_module
+from basic_tf.optimization import slot_accumulation
 from basic_tf.optimization import slots as slots_module
 from basic_tf.optimization.update_rule import UpdateRule
 
@@ -98,7 +99,7 @@ class AdaFactorW:
         self.global_clip_norm = global_clip_norm
         self._learning_rate = learning_rate
         self._rules = rules
-        self._seed = seed
+        self.seed = seed
         self._built = False
 
     @property
@@ -171,6 +172,32 @@ class AdaFactorW:
         self._require_built()
         return dict(self._slots[path])
 
+    def path_of(self, variable) -> str:
+        """The path under which `build` saw a variable; ValueError for another."""
+        self._require_built()
+        if id(variable) not in self._paths:
+            raise ValueError(
+                f"{slots_module.path_of(variable)}: not among the parameters this optimizer was built with"
+            )
+        return self._paths[id(variable)]
+
+    def parameter(self, path: str) -> tf.Variable:
+        """The TensorFlow variable of a trained parameter."""
+        return self._parameters[path]
+
+    def setting(self, path: str) -> "rules_module.Rule":
+        """The rule of a trained parameter."""
+        return self._settings[path]
+
+    def accumulation(self, variables: Sequence, step, **options) -> slot_accumulation.SlotAccumulation:
+        """One step whose gradient arrives in parts and is accumulated in the slots, without a buffer.
+
+        variables: every trained one, in the order of the caller's gradients. step: updates made before this one.
+        options: correction, sketch_width, pieces; see `slot_accumulation`. Raises ValueError where this cannot be.
+        """
+        self._require_built()
+        return slot_accumulation.SlotAccumulation(self, variables, step, **options)
+
     def state_bytes(self, shapes: Mapping[str, tuple[int, ...]], dtype="float32") -> int:
         """Bytes of all slots for parameters of these shapes; nothing is allocated."""
         return sum(
@@ -216,14 +243,17 @@ class AdaFactorW:
             scale = self.global_clip_norm / tf.maximum(norm, tf.constant(self.global_clip_norm, norm.dtype))
             by_path = {path: gradient * tf.cast(scale, gradient.dtype) for path, gradient in by_path.items()}
         rate = self.learning_rate(step)
-        noise_key = randomness.step_key(self._seed, step) if self.rule.stochastic else None
+        noise_key = randomness.step_key(self.seed, step) if self.rule.stochastic else None
         for path, gradient in by_path.items():
-            self._apply_one(path, gradient, step, rate, noise_key)
+            self.apply_one(path, gradient, step, rate, noise_key)
         if own_step:
             self._step.assign(step + 1)
 
-    def _apply_one(self, path: str, gradient: tf.Tensor, step, rate: tf.Tensor, noise_key) -> None:
-        """Reads each variable of one parameter once, computes, then assigns."""
+    def apply_one(self, path: str, gradient: tf.Tensor, step, rate: tf.Tensor, noise_key) -> None:
+        """Updates one parameter: reads each of its variables once, computes, then assigns.
+
+        rate: from `learning_rate(step)`. noise_key: uint32 [2], or None without stochastic rounding.
+        """
         variable, own, setting = self._parameters[path], self._slots[path], self._settings[path]
         new_value, new_slots = self.rule.update(
             path,

@@ -135,28 +135,41 @@ class UpdateRule:
                 specs[name] = slots.SlotSpec(tuple(shape[axis] for axis in kept), wide, kept)
         return specs
 
-    def _second_moment(self, path, squared, values, beta2):
-        """New second-moment slots, and sqrt(v) as a tuple of factors whose product broadcasts to the shape.
+    def statistics(self, path: str, squared: tf.Tensor) -> dict[str, tf.Tensor]:
+        """What the second-moment slots average, by short name: g^2, or its means over columns and over rows.
+
+        Linear in `squared`, so it may be summed over microbatches.
+        """
+        factored = self.factored_axes(path, tuple(squared.shape))
+        if factored is None:
+            return {SECOND_MOMENT: squared}
+        row_axis, column_axis = factored
+        return {ROWS: tf.reduce_mean(squared, column_axis), COLUMNS: tf.reduce_mean(squared, row_axis)}
+
+    def averaged(self, statistics, values, beta2) -> dict[str, tf.Tensor]:
+        """The moving averages one step on, in the dtype of the statistics. values: old slots by short name."""
+        new = {}
+        for name, statistic in statistics.items():
+            dtype = statistic.dtype
+            keep, add = _scalar(beta2, dtype), _scalar(1.0 - beta2, dtype)
+            new[name] = keep * tf.cast(values[name], dtype) + add * statistic
+        return new
+
+    def roots(self, path: str, shape: tuple[int, ...], second: dict[str, tf.Tensor]) -> tuple[tf.Tensor, ...]:
+        """sqrt(v) as a tuple of factors whose product broadcasts to the shape. second: slots by short name.
 
         Two factors rather than their product: 1/sqrt(v) then overflows later, and one whole-size tensor less
         exists.
         """
-        dtype = squared.dtype
-        keep, add = _scalar(beta2, dtype), _scalar(1.0 - beta2, dtype)
-        if SECOND_MOMENT in values:
-            full = keep * tf.cast(values[SECOND_MOMENT], dtype) + add * squared
-            return {SECOND_MOMENT: full}, (tf.sqrt(full),)
-        row_axis, column_axis = self.factored_axes(path, tuple(squared.shape))
-        rows = keep * tf.cast(values[ROWS], dtype) + add * tf.reduce_mean(squared, column_axis)
-        columns = keep * tf.cast(values[COLUMNS], dtype) + add * tf.reduce_mean(squared, row_axis)
+        if SECOND_MOMENT in second:
+            return (tf.sqrt(second[SECOND_MOMENT]),)
+        row_axis, column_axis = self.factored_axes(path, shape)
+        rows, columns = second[ROWS], second[COLUMNS]
         # `rows` has lost the column axis only, which lies behind the row axis: the row axis has kept its
         # number.
         mean = tf.reduce_mean(rows, row_axis, keepdims=True)
         relative = rows / tf.where(mean > 0, mean, tf.ones_like(mean))  # no gradient so far: 0, not NaN
-        return (
-            {ROWS: rows, COLUMNS: columns},
-            (tf.expand_dims(tf.sqrt(relative), column_axis), tf.expand_dims(tf.sqrt(columns), row_axis)),
-        )
+        return tf.expand_dims(tf.sqrt(relative), column_axis), tf.expand_dims(tf.sqrt(columns), row_axis)
 
     def _clipped(self, direction: tf.Tensor) -> tf.Tensor:
         if self.update_clip is None:
@@ -175,12 +188,16 @@ class UpdateRule:
         dtype = gradient.dtype
         if self.big_vision:
             return self._big_vision_direction(path, gradient, values, step)
-        count = tf.cast(step, dtype) + 1
-        new, roots = self._second_moment(path, tf.square(gradient), values, self.beta2)
+        new = self.averaged(self.statistics(path, tf.square(gradient)), values, self.beta2)
         moment = gradient
         if self.beta1:
             moment = self.beta1 * tf.cast(values[MOMENTUM], dtype) + (1.0 - self.beta1) * gradient
-            new[MOMENTUM] = moment
+        direction = self.adam_direction(moment, self.roots(path, tuple(gradient.shape), new), step)
+        return direction, (new | {MOMENTUM: moment} if self.beta1 else new)
+
+    def adam_direction(self, moment: tf.Tensor, roots: tuple[tf.Tensor, ...], step) -> tf.Tensor:
+        """The update before learning rate and decay, from the new moments. roots: from `roots`."""
+        count = tf.cast(step, moment.dtype) + 1
         if self.bias_correction:
             # expm1: 1 - 0.999^1 in float32 would be wrong by 5e-5.
             if self.beta2:
@@ -188,15 +205,15 @@ class UpdateRule:
             if self.beta1:
                 moment = moment / -tf.math.expm1(count * math.log(self.beta1))
         root = roots[0] if len(roots) == 1 else roots[0] * roots[1]
-        return self._clipped(moment / (root + self.eps)), new
+        return self._clipped(moment / (root + self.eps))
 
     def _big_vision_direction(self, path, gradient, values, step):
         dtype = gradient.dtype
         count = tf.cast(step, dtype) + 1
         beta2 = tf.minimum(tf.constant(self.beta2, dtype), 1.0 - tf.pow(count, tf.constant(-0.8, dtype)))
-        new, roots = self._second_moment(path, tf.square(gradient) + self.eps, values, beta2)
+        new = self.averaged(self.statistics(path, tf.square(gradient) + self.eps), values, beta2)
         direction = gradient
-        for root in roots:
+        for root in self.roots(path, tuple(gradient.shape), new):
             direction = direction / root
         direction = self._clipped(direction)
         if self.beta1:
@@ -235,6 +252,18 @@ class UpdateRule:
         """
         dtype = slots.arithmetic_dtype(value.dtype)
         direction, new = self.direction(path, tf.cast(gradient, dtype), values, step)
+        new_value = self.moved(path, value, direction, learning_rate, weight_decay, noise_key)
+        narrowed = {
+            name: rounding.narrow(
+                slot, values[name].dtype, self.momentum_rounding, noise_key, f"{path}/{name}"
+            )
+            for name, slot in new.items()
+        }
+        return new_value, narrowed
+
+    def moved(self, path, value, direction, learning_rate, weight_decay=0.0, noise_key=None) -> tf.Tensor:
+        """The parameter after W = W - lr (direction + decay W), in its own dtype; arguments as for `update`."""
+        dtype = direction.dtype
         wide = tf.cast(value, dtype)
         rate = _scalar(learning_rate, dtype)
         # A Python zero is skipped, so that an undecayed weight costs nothing.
@@ -243,11 +272,4 @@ class UpdateRule:
             if isinstance(weight_decay, (int, float)) and weight_decay == 0
             else direction + _scalar(weight_decay, dtype) * wide
         )
-        new_value = rounding.narrow(wide - rate * decayed, value.dtype, self.weight_rounding, noise_key, path)
-        narrowed = {
-            name: rounding.narrow(
-                slot, values[name].dtype, self.momentum_rounding, noise_key, f"{path}/{name}"
-            )
-            for name, slot in new.items()
-        }
-        return new_value, narrowed
+        return rounding.narrow(wide - rate * decayed, value.dtype, self.weight_rounding, noise_key, path)

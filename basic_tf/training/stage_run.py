@@ -9,6 +9,7 @@ import zlib
 import numpy as np
 import tensorflow as tf
 
+from basic_tf.optimization import slot_accumulation
 from basic_tf.parallel import runtime as runtime_lib
 from basic_tf.training import checkpoints, warm_start
 from basic_tf.training.stages import ConfigurationError, Stage
@@ -89,11 +90,21 @@ class StageRun:
             self.schedule = stage.schedule(total_steps=self.total_steps)
             self.optimizer = stage.optimizer(self.schedule, rules=resolved)
             self.optimizer.build(self.trained)
+            if self.task.accumulate_in_slots:
+                self._check_accumulation()
             self.average = None
             if stage.weight_average is not None:
                 self.average = stage.weight_average()
                 self.average.build(self.trained)
         self.parameters = parameters
+
+    def _check_accumulation(self) -> None:
+        if self.runtime.name != "one_device":
+            raise ConfigurationError(
+                f"stage {self.stage.name}: Contrastive.accumulate_in_slots works on one device; this run has the runtime "
+                f"{self.runtime.name}. Use --runtime=one_device, or set it to None"
+            )
+        slot_accumulation.check(self.optimizer, self.task.accumulate_in_slots)
 
     def state(self) -> dict[str, tf.Variable]:
         """Every variable of a checkpoint by path."""

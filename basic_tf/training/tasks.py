@@ -34,8 +34,11 @@ class Task(abc.ABC):
 
     unit: what an example is, on the progress line. shown: the metrics that stand there.
     apply_by_block: whether the trainer calls `step_by_block` (contrastive tasks alone have it) instead of `step`.
+    accumulate_in_slots: how the optimizer's slots take the gradients of microbatches (optimization.slot_accumulation);
+    None: gradient buffers.
     """
 
+    accumulate_in_slots: str | None = None
     model: object
     unit: str
     shown: tuple[str, ...]
@@ -178,6 +181,9 @@ class Contrastive(Task):
     A tower none of whose weights is trained is run in inference mode, once, and keeps no tape. metadata is not needed: the
     captions are in the records. apply_by_block: each block's gradient is applied as the backward pass produces it, so that
     no whole-model gradient exists (`contrastive.blockwise`): for models whose weights and slots all but fill one device.
+    accumulate_in_slots: "sketch" (or "pieces", "uncorrected") sends the gradients of the microbatches straight into the
+    optimizer's slots, on one device: no gradient buffer, for an approximate second moment (docs/slot_accumulation.md).
+    None: buffers, exact.
     """
 
     unit = "pairs"
@@ -192,9 +198,19 @@ class Contrastive(Task):
         label_smoothing: float = 0.0,
         max_inverse_temperature: float = 100.0,
         apply_by_block: bool = False,
+        accumulate_in_slots: str | None = None,
     ):
         del metadata
+        if accumulate_in_slots and (apply_by_block or not microbatch):
+            what = (
+                "Contrastive.apply_by_block is set" if apply_by_block else "Contrastive.microbatch is not set"
+            )
+            raise ValueError(
+                f"Contrastive.accumulate_in_slots is {accumulate_in_slots!r}, but {what}: there is nothing to accumulate; "
+                "set it to None"
+            )
         self.apply_by_block = apply_by_block
+        self.accumulate_in_slots = accumulate_in_slots
         self.model = model()
         self._microbatch = microbatch
         self._options = {
@@ -203,8 +219,8 @@ class Contrastive(Task):
             "max_inverse_temperature": max_inverse_temperature,
         }
 
-    def step(self, batch, noise_key, variables, collectives) -> StepResult:
-        """Gradients of the mean contrastive loss over the global batch."""
+    def step(self, batch, noise_key, variables, collectives, accumulator=None) -> StepResult:
+        """Gradients of the mean contrastive loss over the global batch; with an accumulator, its state instead."""
         result = contrastive_gradients(
             self.model,
             batch["images"],
@@ -214,6 +230,7 @@ class Contrastive(Task):
             examples=batch["examples"],
             variables=variables,
             collectives=collectives,
+            accumulator=accumulator,
             **self._options,
         )
         metrics = {"loss": result.loss, "temperature": self._temperature(), **result.metrics}

@@ -82,15 +82,25 @@ class Trainer(orbit.AbstractTrainer):
         noise_key = randomness.step_key(self.seed, step)
         variables = [self._plain(variable) for variable in self.trained.values()]
 
+        accumulator, options = None, {}
+        if self.task.accumulate_in_slots:
+            accumulator = self.optimizer.accumulation(
+                variables, step, correction=self.task.accumulate_in_slots
+            )
+            options["accumulator"] = accumulator
+
         def replica_half(batch, noise_key):
             collectives = self.runtime.collectives
-            result = self.task.step(batch, noise_key, variables, collectives)
+            result = self.task.step(batch, noise_key, variables, collectives, **options)
             if collectives:
                 result = result._replace(gradients=collectives.sum(result.gradients))
             return result
 
         def update_half(gradients, statistics, step):
-            self.optimizer.apply(gradients, list(self.trained.values()), step=step)
+            if accumulator is None:
+                self.optimizer.apply(gradients, list(self.trained.values()), step=step)
+            else:
+                accumulator.apply(gradients)
             if statistics:
                 self.task.model.update_statistics(statistics)
 

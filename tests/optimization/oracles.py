@@ -93,3 +93,44 @@ def big_vision(
         value = value - rate * (exact + decay * value)
         history.append(value)
     return np.stack(history)
+
+
+def accumulated(
+    value, steps, rates, correction, signs=None, beta1=0.9, beta2=0.999, decay=0.0, clip=1.0, smallest=32
+):
+    """AdaFactorW with slot accumulation: the values after each step, float64 [steps, *shape].
+
+    steps: [steps, N, R, *shape], pieces whose sum over N and R is the step's gradient. correction: "uncorrected",
+    "pieces", or "sketch" with signs(step) -> (column signs [columns, K], row signs [rows, K]).
+    """
+    value, moment = value.astype(np.float64), np.zeros(value.shape)
+    axes = _factored(value.shape, False, smallest)
+    means, history = [0.0, 0.0], []
+    for index, (pieces, rate) in enumerate(zip(steps.astype(np.float64), rates)):
+        number, parts = pieces.shape[:2]
+        c = number * pieces.sum(1)
+        moment = beta1 * moment + (1 - beta1) * c.mean(0)
+        squared = (c**2).mean(0)
+        if correction == "pieces":
+            variances = (parts * number * pieces).var(1, ddof=1).mean(0) / parts
+            squared = squared - (1 - 1 / number) * variances
+        if axes is None:
+            means[0] = beta2 * means[0] + (1 - beta2) * squared
+            means[0] = np.maximum(means[0], 0)
+            v = means[0]
+        else:
+            for k, axis in ((0, axes[1]), (1, axes[0])):
+                statistic = squared.mean(axis, keepdims=True)
+                if correction == "sketch":
+                    drawn = signs(index)[k]
+                    projected = np.moveaxis(c.mean(0), axis, -1) @ drawn  # [others, K]
+                    statistic = np.expand_dims((projected**2).sum(-1) / drawn.size, axis)
+                means[k] = np.maximum(beta2 * means[k] + (1 - beta2) * statistic, 0)
+            v = means[0] * means[1] / means[0].mean(axes[0], keepdims=True)
+        count = index + 1
+        update = moment / (1 - beta1**count) / (np.sqrt(v / (1 - beta2**count)) + 1e-8)
+        if correction == "pieces":
+            update = np.where(v > 0, update, 0)
+        value = value - rate * (_clip(update, clip) + decay * value)
+        history.append(value)
+    return np.stack(history)
