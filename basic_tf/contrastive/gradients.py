@@ -119,7 +119,7 @@ def _check(accumulator: Accumulator, cut: Microbatches, paths: list[str], variab
         )
     if accumulator.pieces > 1 and reuse_last:
         raise ValueError("reuse_last keeps a microbatch whole, but the accumulator wants pieces; choose one")
-    if isinstance(cut.size, int) and cut.size % accumulator.pieces:
+    if isinstance(cut.size, int) and cut.count != 1 and cut.size % accumulator.pieces:
         raise ValueError(
             f"a microbatch of {cut.size} pairs cannot be cut into {accumulator.pieces} pieces; "
             "choose a multiple of the pieces"
