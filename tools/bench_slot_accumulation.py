@@ -138,7 +138,7 @@ def _memory(form: str) -> None:
         image_size=32,
         batch_norm="layer",
     )
-    text = TextTransformer(vocabulary_size=vocabulary, length=tokens, width=1024, layers=10, heads=16)
+    text = TextTransformer(vocabulary_size=vocabulary, length=tokens, width=1024, layers=5, heads=16)
     model = DualEncoder(image, text, embedding_dim=256)
     parameters = {path: v for path, v in model.parameters().items() if v.trainable}
     optimizer = AdaFactorW(1e-4)
@@ -168,7 +168,7 @@ def _memory(form: str) -> None:
     function = tf.function(one_step, autograph=False)
     before = _high_water_mark()
     times = []
-    for step in range(4):
+    for step in range(3):
         start = time.perf_counter()
         loss = float(function(tf.constant(step)))
         times.append(time.perf_counter() - start)
@@ -323,9 +323,7 @@ def main(_) -> None:
         if "state" in FLAGS.parts:
             result["state"] = state_rows()
         if "memory" in FLAGS.parts:
-            result["memory"] = [
-                json.loads(_child(f"memory/{form}")) for form in ("buffers", "sketch", "uncorrected")
-            ]
+            result["memory"] = [json.loads(_child(f"memory/{form}")) for form in ("buffers", "sketch")]
         if "drift" in FLAGS.parts:
             rows = drift_rows()
             if FLAGS.output_dir:

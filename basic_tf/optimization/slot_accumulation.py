@@ -123,16 +123,19 @@ class SlotAccumulation:
             parts += [tf.zeros(shape, dtype)] * (len(gradients) - len(parts))
             gradient = tf.add_n(parts) if len(parts) > 1 else parts[0]
             assigned = []
-            if kind == _SUM:
-                own[_SUM] += gradient
-            else:
-                assigned.append(self._add_to_momentum(k, gradient, own[_COUNT]))
-            if kind == "sketch":
-                row_axis, column_axis = self._rule.factored_axes(self._paths[k], shape)
-                for name, axis in ((ROWS, column_axis), (COLUMNS, row_axis)):
-                    own[name] += tf.tensordot(gradient, self._signs(k, name, shape[axis]), [[axis], [0]])
-            elif kind == "slots":
-                assigned += self._add_to_second_moment(k, gradient, parts, own[_COUNT])
+            # Nothing of a parameter's size may be read, cast or drawn before the gradient is there: executors run
+            # whatever is ready, and would do so for all parameters at once.
+            with tf.control_dependencies([gradient]):
+                if kind == _SUM:
+                    own[_SUM] += gradient
+                else:
+                    assigned.append(self._add_to_momentum(k, gradient, own[_COUNT]))
+                if kind == "sketch":
+                    row_axis, column_axis = self._rule.factored_axes(self._paths[k], shape)
+                    for name, axis in ((ROWS, column_axis), (COLUMNS, row_axis)):
+                        own[name] += tf.tensordot(gradient, self._signs(k, name, shape[axis]), [[axis], [0]])
+                elif kind == "slots":
+                    assigned += self._add_to_second_moment(k, gradient, parts, own[_COUNT])
             # Whoever needs the new state waits for the slots.
             with tf.control_dependencies([op for op in assigned if op is not None]):
                 own[_COUNT] = own[_COUNT] + 1
@@ -177,42 +180,45 @@ class SlotAccumulation:
 
     def apply(self, state: list) -> None:
         """The end of the step: second moments and weights, from the state after the last contribution."""
-        optimizer, rule = self._optimizer, self._rule
-        rate = optimizer.learning_rate(self._step)
+        rate = self._optimizer.learning_rate(self._step)
+        before = []
         for k, (path, kind, own) in enumerate(zip(self._paths, self._kinds, state)):
-            if kind == _SUM:
-                optimizer.apply_one(path, own[_SUM], self._step, rate, self._key)
-                continue
-            slot = optimizer.slots_of(path)
-            moment = tf.cast(slot[MOMENTUM].read_value(), self._dtypes[k])
-            if kind == "sketch":
-                statistics = self._statistics_of_sketches(k, own)
-                old = {name: slot[name].read_value() for name in statistics}
-                second = rule.averaged(statistics, old, rule.beta2)
-            else:
-                second = {
-                    name: tf.maximum(variable.read_value(), tf.zeros([], variable.dtype))
-                    for name, variable in slot.items()
-                    if name != MOMENTUM
-                }
-            roots = rule.roots(path, self._shapes[k], second)
-            if self._correction == "pieces":
-                for root in roots:  # without an estimate, the quotient would be m / eps
-                    moment = tf.where(root > 0, moment, tf.zeros([], moment.dtype))
-            direction = rule.adam_direction(moment, roots, self._step)
-            setting = optimizer.setting(path)
-            variable = optimizer.parameter(path)
-            new_value = rule.moved(
-                path,
-                tf.convert_to_tensor(variable),
-                direction,
-                rate * setting.learning_rate_factor,
-                optimizer.weight_decay if setting.decay else 0.0,
-                self._key,
-            )
-            for name, value in second.items():
-                slot[name].assign(value)
-            variable.assign(new_value)
+            # One parameter after the other, for the same reason.
+            with tf.control_dependencies(before):
+                if kind == _SUM:
+                    self._optimizer.apply_one(path, own[_SUM], self._step, rate, self._key)
+                else:
+                    assigned = self._apply_to(k, own, rate)
+                    before = [op for op in assigned if op is not None]
+
+    def _apply_to(self, k: int, own: dict[str, tf.Tensor], rate: tf.Tensor) -> list:
+        optimizer, rule, path, kind = self._optimizer, self._rule, self._paths[k], self._kinds[k]
+        slot, variable, setting = optimizer.slots_of(path), optimizer.parameter(path), optimizer.setting(path)
+        moment = tf.cast(slot[MOMENTUM].read_value(), self._dtypes[k])
+        if kind == "sketch":
+            statistics = self._statistics_of_sketches(k, own)
+            old = {name: slot[name].read_value() for name in statistics}
+            second = rule.averaged(statistics, old, rule.beta2)
+        else:
+            second = {
+                name: tf.maximum(variable.read_value(), tf.zeros([], variable.dtype))
+                for name, variable in slot.items()
+                if name != MOMENTUM
+            }
+        roots = rule.roots(path, self._shapes[k], second)
+        if self._correction == "pieces":
+            for root in roots:  # without an estimate, the quotient would be m / eps
+                moment = tf.where(root > 0, moment, tf.zeros([], moment.dtype))
+        new_value = rule.moved(
+            path,
+            variable.read_value(),
+            rule.adam_direction(moment, roots, self._step),
+            rate * setting.learning_rate_factor,
+            optimizer.weight_decay if setting.decay else 0.0,
+            self._key,
+        )
+        assigned = [slot[name].assign(value, read_value=False) for name, value in second.items()]
+        return [*assigned, variable.assign(new_value, read_value=False)]
 
     def _statistics_of_sketches(self, k: int, own: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         """Means over columns and over rows of g^2, estimated."""
