@@ -123,8 +123,8 @@ class MixtureOrder:
     its examples). With c_k the sum of the first k weights, parts 0 .. k-1 have given floor(n c_k) examples before
     position n, for every n where a block begins. So whole blocks from the start hold the share of every part to within
     one example, each block by itself to within two. Within a block, a permutation by the hash of (seed, block) says
-    which rows are whose. The d-th example that a part gives is the d-th of its own order: a part's epoch ends when all of its
-    records were drawn, and other parts may be in their first or hundredth.
+    which rows are whose. The d-th example that a part gives is the d-th of its own order: a part's epoch ends when all of
+    its records were drawn, and other parts may be in their first or hundredth.
 
     An epoch of the whole (`epoch_length`) is as many positions as there are records, whatever the weights.
     """
