@@ -68,7 +68,7 @@ batch-65536: $(READY) $(EMOJI)/train.json $(EMOJI)/tokenizer.model ## one exact 
 	$(BIN)/python tools/bench_batch65536.py --data_dir=$(EMOJI)
 
 basic-l-step: $(READY) $(EMOJI)/train.json $(EMOJI)/tokenizer.model ## one optimizer step of BASIC-L, 3.1B weights, in 22 GiB of memory
-	$(BIN)/python tools/bench_basic_l_step.py --data_dir=$(EMOJI) --output=runs/basic_l_step.json
+	$(BIN)/python tools/bench_basic_l_step.py --data_dir=$(EMOJI) --microbatch=4 --output=runs/basic_l_step.json
 
 test: $(READY) ## the tests, but for the slow ones (minutes; offline)
 	$(BIN)/python -m pytest -m "not slow" -n auto --dist loadfile $(ARGS)

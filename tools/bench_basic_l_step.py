@@ -208,10 +208,16 @@ def measure() -> dict:
     sizes = {path: variable.shape.num_elements() for path, variable in model.parameters().items()}
     trained = optimizer.trained_paths()
     updated, squares, update_seconds, started = [], 0.0, 0.0, set()
+    peaks = {}  # the high-water mark whenever it rose: in a block's backward pass, or in an update
     total = sum(sizes[path] for path in trained)
     names = {"image_projection": "forward of both, loss", "text_projection": "backward, image tower"}
 
     with progress("backward and update", total) as advance:
+
+        def note_peak(where):
+            peak = round(memory("VmHWM"), 3)
+            if not peaks or peak > list(peaks.values())[-1]:
+                peaks[where] = peak
 
         def apply(gradients):
             nonlocal squares, update_seconds
@@ -221,9 +227,11 @@ def measure() -> dict:
                 started.add(part)
                 phases.end(names[part], update_seconds=round(update_seconds, 2))
                 update_seconds = 0.0
+            note_peak("before " + path)
             start = time.perf_counter()
             squares += float(tf.reduce_sum(tf.square(tf.cast(gradient, tf.float32))))
             optimizer.apply(gradients, step=0)
+            note_peak("update of " + path)
             updated.append(path)
             update_seconds += time.perf_counter() - start
             advance(sizes[path])
@@ -263,6 +271,8 @@ def measure() -> dict:
         "loss": loss,
         "loss_after": loss_after,
         "gradient_norm": squares**0.5,
+        "peak_at": list(peaks)[-1],
+        "peaks": dict(list(peaks.items())[-12:]),
         "phases": phases.rows,
     }
 
