@@ -2,15 +2,18 @@ r"""Measures the input pipeline alone: pictures per second of both roads, beside
 
   taskset -c 0 python tools/bench_input.py --output_sizes=32,48 --batch_size=512
 
-Everything is made here: small PNGs (64 px) for the cached road, photograph-like JPEGs (500 x 375) for the
-per-example road at 224 px. Each figure is the best of --repeats runs. The last line printed is one JSON
-object; `road_224_share` is the per-example road's rate as a share of decoding the same files whole with
-tf.io.decode_jpeg.
+Everything is made here: small PNGs (64 px) for the cached road and, out of shards on disk, for the road that decodes
+each when it is needed (`icons_...`: what 300,000 icons take that are not kept decoded); photograph-like JPEGs
+(500 x 375) for the per-example road at 224 px. Each figure is the best of --repeats runs; `..._cpu_ms` is the processor
+time of one picture in that run: times a training run's pictures per second, it is the share of a core that its input
+takes. The last line printed is one JSON object; `road_224_share` is the per-example road's rate as a share of decoding
+the same files whole with tf.io.decode_jpeg.
 """
 
 import json
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +29,7 @@ from basic_tf.data.batches import LabelledBatches, cores
 from basic_tf.data.examples import serialize_example
 from basic_tf.data.images import ImageAugmentation
 from basic_tf.data.memory import InMemorySource
+from basic_tf.data.records import RecordSource, RecordWriter
 
 _SIZES = flags.DEFINE_list("output_sizes", ["32", "48"], "Output sizes of the cached road.")
 _BATCH = flags.DEFINE_integer("batch_size", 512, "Pictures per batch of the cached road.", lower_bound=1)
@@ -70,18 +74,28 @@ def source(encoded: list[bytes]) -> InMemorySource:
     return InMemorySource(examples, {"label_names": [str(i) for i in range(10)]})
 
 
-def rate(run: Callable[[], int]) -> float:
-    """Pictures per second of the fastest run; `run` returns how many it made."""
+def written(folder: str, small: InMemorySource) -> RecordSource:
+    """The same records in shards on disk."""
+    with RecordWriter(folder, "small", shards=2) as writer:
+        for payload in small.read(np.arange(small.count)):
+            writer.write(payload)
+        return RecordSource.open(writer.finish(label_names=small.metadata["label_names"]))
+
+
+def rate(run: Callable[[], int]) -> tuple[float, float]:
+    """Pictures per second of the fastest run and its processor milliseconds a picture; `run` returns how many it made."""
     run()
-    best = 0.0
+    best = (0.0, 0.0)
     for _ in range(_REPEATS.value):
-        start = time.perf_counter()
-        best = max(best, run() / (time.perf_counter() - start))
-    return round(best, 1)
+        start, used = time.perf_counter(), time.process_time()
+        made = run()
+        seconds, used = time.perf_counter() - start, time.process_time() - used
+        best = max(best, (round(made / seconds, 1), round(1000 * used / made, 4)))
+    return best
 
 
-def dataset_rate(batches: LabelledBatches, steps: int) -> float:
-    """Pictures per second that come out of `dataset`, after its first batches."""
+def dataset_rate(batches: LabelledBatches, steps: int) -> tuple[float, float]:
+    """`rate` of what comes out of `dataset`, after its first batches."""
     elements = iter(batches.dataset(parallel_batches=cores()))
 
     def run():
@@ -104,19 +118,27 @@ def main(argv):
             start = time.perf_counter()
             batches = LabelledBatches(small, ImageAugmentation(size, **options), batch, 1, cache_decoded=True)
             figures["cache_fill_per_s"] = round(small.count / (time.perf_counter() - start), 1)
-            figures[f"cached_{size}_{name}_per_s"] = dataset_rate(batches, 8)
+            road = f"cached_{size}_{name}"
+            figures[f"{road}_per_s"], figures[f"{road}_cpu_ms"] = dataset_rate(batches, 8)
             print(
                 f"cached road, {size} px, {name}: {figures[f'cached_{size}_{name}_per_s']:,} /s", flush=True
             )
 
+        with tempfile.TemporaryDirectory() as folder:
+            on_disk = written(folder, small)
+            batches = LabelledBatches(on_disk, ImageAugmentation(size, **STRONG), batch, 1)
+            road = f"icons_{size}"
+            figures[f"{road}_per_s"], figures[f"{road}_cpu_ms"] = dataset_rate(batches, 4)
+            print(f"64 px PNGs on disk, {size} px: {figures[f'{road}_per_s']:,} /s", flush=True)
+
     encoded = [tf.io.encode_jpeg(picture(rng, 375, 500), quality=90).numpy() for _ in range(_LARGE.value)]
     decoding = tf.data.Dataset.from_tensor_slices(encoded)
     decoding = decoding.map(lambda image: tf.io.decode_jpeg(image, 3), num_parallel_calls=cores())
-    figures["decode_only_per_s"] = rate(lambda: sum(1 for _ in decoding))
+    figures["decode_only_per_s"], figures["decode_only_cpu_ms"] = rate(lambda: sum(1 for _ in decoding))
     large = source(encoded)
     steps = max(1, large.count // min(64, large.count))
     batches = LabelledBatches(large, ImageAugmentation(224, flip=True), min(64, large.count), 1)
-    figures["road_224_per_s"] = dataset_rate(batches, steps)
+    figures["road_224_per_s"], figures["road_224_cpu_ms"] = dataset_rate(batches, steps)
     figures["road_224_share"] = round(figures["road_224_per_s"] / figures["decode_only_per_s"], 3)
     print(
         f"per-example road, 500 x 375 JPEG to 224 px: {figures['road_224_per_s']:,} /s, "

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tools.emoji.concepts import Concept, normal_code
 from tools.sources import npm
-from tools.sources.render import Picture, svg_document
+from tools.sources.render import Picture, icon_document
 
 _FONT_FOLDERS = (
     "/usr/share/fonts",
@@ -69,30 +69,10 @@ def icon_pictures(
         by_code.setdefault(normal_code(code), name)
     joined = join(concepts, [*icons["icons"], *aliases], by_code)
     return {
-        code: Picture(f"{archive.name}: {name}", svg=_document(icons, name))
+        code: Picture(f"{archive.name}: {name}", svg=icon_document(icons, name))
         for code, name in joined.items()
         if code not in mistaken
     }
-
-
-def _document(icons: Mapping, name: str) -> str:
-    """The SVG of an icon or alias; aliases may mirror and turn their parent (in this order)."""
-    chain = []
-    while name not in icons["icons"]:
-        chain.append(icons["aliases"][name])
-        name = chain[-1]["parent"]
-    icon = icons["icons"][name]
-    left, top = icon.get("left", icons.get("left", 0)), icon.get("top", icons.get("top", 0))
-    width, height = (icon.get(side, icons.get(side, 16)) for side in ("width", "height"))
-    body, middle = icon["body"], (left + width / 2, top + height / 2)
-    for change in reversed(chain):
-        if change.get("hFlip"):
-            body = f'<g transform="translate({2 * middle[0]:g} 0) scale(-1 1)">{body}</g>'
-        if change.get("vFlip"):
-            body = f'<g transform="translate(0 {2 * middle[1]:g}) scale(1 -1)">{body}</g>'
-        if change.get("rotate"):
-            body = f'<g transform="rotate({90 * change["rotate"]} {middle[0]:g} {middle[1]:g})">{body}</g>'
-    return svg_document(body, left, top, width, height)
 
 
 def font_pictures(font: Path, concepts: Sequence[Concept]) -> dict[str, Picture]:

@@ -10,7 +10,7 @@ import os
 import shutil
 import subprocess
 import tarfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 _SECONDS = 600
@@ -123,6 +123,15 @@ def read_json(archive: Path, *members: str):
     if absent:
         raise PackageError(f"{archive} has no {', '.join(absent)}")
     return found[members[0]] if len(members) == 1 else [found[member] for member in members]
+
+
+def each_json(archive: Path, folder: str) -> Iterator[tuple[str, object]]:
+    """(file name, parsed) of every JSON file in a folder of a package, one at a time, in the order of the archive."""
+    with tarfile.open(archive, "r:gz") as tar:
+        for entry in tar:
+            path, _, name = entry.name.rpartition("/")
+            if entry.isfile() and path == f"package/{folder}" and name.endswith(".json"):
+                yield name, json.load(tar.extractfile(entry))
 
 
 def description(packages: Iterable[Package]) -> dict[str, Mapping[str, str]]:

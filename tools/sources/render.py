@@ -2,9 +2,10 @@
 
 import dataclasses
 import io
+import itertools
 import multiprocessing
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
@@ -12,6 +13,7 @@ import resvg_py
 from PIL import Image, ImageDraw, ImageFont
 
 _CHUNK = 32
+_AHEAD = 2048
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +32,26 @@ def svg_document(body: str, left: float, top: float, width: float, height: float
         '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
         f'viewBox="{left:g} {top:g} {width:g} {height:g}" width="{width:g}" height="{height:g}">{body}</svg>'
     )
+
+
+def icon_document(icons: Mapping, name: str) -> str:
+    """The SVG of an icon or alias of an iconify set; aliases may mirror and turn their parent (in this order)."""
+    chain = []
+    while name not in icons["icons"]:
+        chain.append(icons["aliases"][name])
+        name = chain[-1]["parent"]
+    icon = icons["icons"][name]
+    left, top = icon.get("left", icons.get("left", 0)), icon.get("top", icons.get("top", 0))
+    width, height = (icon.get(side, icons.get(side, 16)) for side in ("width", "height"))
+    body, middle = icon["body"], (left + width / 2, top + height / 2)
+    for change in reversed(chain):
+        if change.get("hFlip"):
+            body = f'<g transform="translate({2 * middle[0]:g} 0) scale(-1 1)">{body}</g>'
+        if change.get("vFlip"):
+            body = f'<g transform="translate(0 {2 * middle[1]:g}) scale(1 -1)">{body}</g>'
+        if change.get("rotate"):
+            body = f'<g transform="rotate({90 * change["rotate"]} {middle[0]:g} {middle[1]:g})">{body}</g>'
+    return svg_document(body, left, top, width, height)
 
 
 def render(picture: Picture, size: int) -> bytes:
@@ -57,15 +79,33 @@ def _render(picture: Picture, size: int) -> bytes:
 
 def render_all(pictures: Iterable[Picture], size: int, workers: int | None = None) -> Iterator[bytes]:
     """PNGs in the order of the pictures, by `workers` processes (default: one per core, at most 8)."""
+    for drawn in render_each(pictures, size, workers):
+        if isinstance(drawn, ValueError):
+            raise drawn
+        yield drawn
+
+
+def render_each(
+    pictures: Iterable[Picture], size: int, workers: int | None = None
+) -> Iterator[bytes | ValueError]:
+    """The same, with an error in the place of a picture that cannot be drawn; a few thousand are read ahead."""
     workers = workers or min(8, len(os.sched_getaffinity(0)))
     if workers == 1:
-        yield from (render(picture, size) for picture in pictures)
+        yield from (_attempt(picture, size) for picture in pictures)
         return
+    pictures = iter(pictures)
     # Spawned, not forked: the parent has threads (the progress bar's), and resvg holds the interpreter's
     # lock.
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        pictures = list(pictures)
-        yield from pool.map(render, pictures, [size] * len(pictures), chunksize=_CHUNK)
+        while some := list(itertools.islice(pictures, _AHEAD)):
+            yield from pool.map(_attempt, some, [size] * len(some), chunksize=_CHUNK)
+
+
+def _attempt(picture: Picture, size: int) -> bytes | ValueError:
+    try:
+        return render(picture, size)
+    except ValueError as error:
+        return error
 
 
 def pixels(png: bytes) -> np.ndarray:

@@ -1,0 +1,174 @@
+"""The drawings of the library with what their authors say of them, and their split."""
+
+import collections
+import dataclasses
+import posixpath
+import re
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterator
+from pathlib import Path
+
+from tools.sources import choices, debian
+from tools.sources.phrases import Phrases
+from tools.sources.rasters import on_white
+from tools.sources.rows import FILTERED, BadRow, LabelTable, Row
+
+SVG = debian.Deb(
+    "openclipart-svg",
+    "1:0.18+dfsg-19",
+    "989712d90d57dfa3230049f553bb43b76c30ee4d4b8c5f6e106e33f7db5cbdc5",
+    "public domain",
+)
+PNG = debian.Deb(
+    "openclipart-png",
+    "1:0.18+dfsg-19",
+    "f07f1545a2970c2cf3fa339bc2405da1a95cf2b1827bfa05bf73eb1c20291c02",
+    "public domain",
+)
+_ROOT = re.compile(r"usr/share/openclipart/(?:svg|png)/")
+_DC = "{http://purl.org/dc/elements/1.1/}"
+_RDF = "{http://www.w3.org/1999/02/22-rdf-syntax-ns#}"
+# Titles and keywords that hundreds of drawings share and that say nothing of what is drawn.
+_EMPTY_TITLES = (
+    "lemon svg theme",
+    "part of the flat icon collection",
+    "gramastar",
+    "untitled",
+    "email adress",
+)
+_EMPTY_WORDS = frozenset(
+    ("unsorted", "clip art", "clipart", "externalsource", "special", "hash", "svg", "icon", "theme")
+)
+_GENERATED = "shapes/stars"
+_UNTESTED = ("computer", "unsorted", "special", "logos")
+_TEST_LEAST, _TEST_SHARE = 20, 5
+_KEYWORDS = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Drawing:
+    """path: "animals/birds/crow_01". title: "" if it says nothing. keywords: without empty ones."""
+
+    path: str
+    title: str
+    keywords: tuple[str, ...]
+
+    @property
+    def folder(self) -> str:
+        """ "animals/birds"."""
+        return posixpath.dirname(self.path)
+
+    def texts(self) -> list[str]:
+        """Captions: title, title with keywords, keywords; a drawing that has none is called by its folder."""
+        listed = ", ".join(self.keywords[:_KEYWORDS])
+        found = [self.title, f"{self.title}: {listed}" if self.title and listed else "", listed]
+        return [text for text in dict.fromkeys(found) if text] or [folder_name(self.folder)]
+
+
+def folder_name(folder: str) -> str:
+    """A folder as a class is called: "signs_and_symbols/flags" -> "flags"."""
+    return posixpath.basename(folder).replace("_", " ")
+
+
+def said(svg: bytes) -> tuple[str, tuple[str, ...]]:
+    """(title, keywords) that the RDF of a drawing says; both empty where there is none or it is broken."""
+    start, end = svg.find(b"<rdf:RDF"), svg.find(b"</rdf:RDF>")
+    if start < 0 or end < 0:
+        return "", ()
+    body = svg[svg.find(b">", start) + 1 : end]
+    names = b'xmlns:cc="c" xmlns:dc="http://purl.org/dc/elements/1.1/" '
+    names += b'xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"'
+    try:
+        work = ElementTree.fromstring(b"<rdf " + names + b">" + body + b"</rdf>")
+    except (ElementTree.ParseError, ValueError):
+        return "", ()
+    title = " ".join((work.findtext(f"*/{_DC}title") or "").replace("_", " ").split())
+    if title.lower().startswith(_EMPTY_TITLES):
+        title = ""
+    words = [" ".join((li.text or "").replace("_", " ").lower().split()) for li in work.iter(f"{_RDF}li")]
+    return title, tuple(dict.fromkeys(word for word in words if word and word not in _EMPTY_WORDS))
+
+
+class Library:
+    """All drawings, and which of them are a test.
+
+    The test's classes are the folders with at least 20 drawings (without those that are no kinds of things); a fifth of
+    each, drawn by hash, is tested on and not trained on.
+    """
+
+    def __init__(self, svg: Path, png: Path, forbidden: Phrases, limit: int | None = None):
+        self._png, self._forbidden = png, forbidden
+        drawings = {}
+        for name, content in debian.files(svg):
+            if _ROOT.match(name) and name.endswith(".svg"):
+                path = _ROOT.sub("", name).removesuffix(".svg")
+                drawings[path] = Drawing(path, *said(content))
+        if limit is not None:
+            drawings = {path: drawings[path] for path in choices.ordered(drawings, "clip art")[:limit]}
+        self.drawings: dict[str, Drawing] = drawings
+        by_folder = collections.defaultdict(list)
+        for path, drawing in drawings.items():
+            untested = drawing.folder.split("/")[0] in _UNTESTED or drawing.folder == _GENERATED
+            if not untested and self.held_out(drawing) is None:
+                by_folder[drawing.folder].append(path)
+        self.classes = sorted(folder for folder, paths in by_folder.items() if len(paths) >= _TEST_LEAST)
+        self.test = {
+            path: number
+            for number, folder in enumerate(self.classes)
+            for path in choices.ordered(by_folder[folder], "test")[: len(by_folder[folder]) // _TEST_SHARE]
+        }
+
+    def held_out(self, drawing: Drawing) -> str | None:
+        """A held-out concept that any text about a drawing names."""
+        for text in (*drawing.texts(), drawing.path.replace("/", ", ").replace("_", " "), *drawing.keywords):
+            found = self._forbidden.found(text)
+            if found:
+                return found
+        return None
+
+    def described_classes(self) -> list[dict]:
+        """The classes of the test as evaluation reads them."""
+        return [
+            {
+                "name": folder_name(folder),
+                "described": ", ".join(folder_name(part) for part in reversed(folder.split("/"))),
+                "keywords": [part.replace("_", " ") for part in folder.split("/")[:-1]],
+                "code": folder,
+            }
+            for folder in self.classes
+        ]
+
+
+class Drawings:
+    """The rows of one half of the library for `dataset.write_dataset`: tested ones, or those that are trained on."""
+
+    licence = "public domain"
+
+    def __init__(self, library: Library, tested: bool, size: int):
+        self._library, self._tested, self._size = library, tested, size
+        self.labels = LabelTable([] if tested else None)
+        self.total = len(library.test) if tested else len(library.drawings) - len(library.test)
+
+    def rows(self, pictures: bool = True) -> Iterator[Row | BadRow]:
+        """The drawings that have a PNG, in the order of its package."""
+        missing = {path for path in self._library.drawings if (path in self._library.test) == self._tested}
+        for name, content in debian.files(self._library._png):
+            path = _ROOT.sub("", name).removesuffix(".png")
+            if path in missing and name.endswith(".png"):
+                missing.remove(path)
+                yield self._row(self._library.drawings[path], content)
+        for path in sorted(missing):
+            yield BadRow("missing picture", "", {"file": PNG.file_name, "member": path}, FILTERED)
+
+    def _row(self, drawing: Drawing, png: bytes) -> Row | BadRow:
+        where = {"file": PNG.file_name, "member": drawing.path}
+        if self._tested:
+            labels, texts = (self._library.test[drawing.path],), [folder_name(drawing.folder)]
+        elif drawing.folder == _GENERATED:
+            return BadRow("generated star", "", where, FILTERED)
+        elif found := self._library.held_out(drawing):
+            return BadRow("held-out concept", found, where, FILTERED)
+        else:
+            labels = self.labels.numbers([folder_name(part) for part in drawing.folder.split("/")])
+            texts = drawing.texts()
+        return Row(where, on_white(png, self._size), tuple(texts), labels, drawing.path)

@@ -1,0 +1,1 @@
+"""The icon sets of @iconify/json as pairs: which sets, which icons, under which names."""

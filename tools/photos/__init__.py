@@ -1,0 +1,1 @@
+"""Photographs in Debian's packages: Tux Paint's stamps and Fashion-MNIST."""
