@@ -33,6 +33,9 @@ flags.DEFINE_string(
     "canonicalisation", "as_is", 'Class names "as_is" or "plain" (lower case, no punctuation).'
 )
 flags.DEFINE_bool("retrieval", True, "Also evaluate retrieval where the folder has retrieval.json.")
+flags.DEFINE_bool(
+    "analysis", False, "Also analysis.md and confusions.png: templates, classes, confusions, few-shot curves."
+)
 flags.DEFINE_integer("batch_size", 64, "Pictures or sentences a batch.", 1)
 
 
@@ -51,7 +54,7 @@ def flag_problem(arguments: list[str]) -> str | None:
 
 def run() -> None:
     """The whole recipe."""
-    from basic_tf.evaluation import datasets, prompts, report, suite
+    from basic_tf.evaluation import analysis_report, datasets, prompts, report, suite
     from basic_tf.evaluation import encoder as encoders
     from basic_tf.serving.saved_model import versions
 
@@ -80,10 +83,14 @@ def run() -> None:
         canonicalisation=FLAGS.canonicalisation,
         with_retrieval=FLAGS.retrieval,
         say=lambda line: print(line, flush=True),
+        keep_embeddings=FLAGS.analysis,
+        keep=sys.maxsize if FLAGS.analysis else 1000,
     )
     provenance |= {"data": FLAGS.data_dir, "temperature": encoder.temperature, "versions": versions()}
     output_dir = FLAGS.output_dir or FLAGS.model_dir
     report.write(results, output_dir, FLAGS.data_dir, provenance)
+    if FLAGS.analysis:
+        analysis_report.write(results, encoder, output_dir)
     print(
         f"{results.seconds:.0f} s; wrote {output_dir}/results.json, results.md, accuracy.png, predictions.png"
     )

@@ -6,7 +6,6 @@ Out of wheels of exact versions, fetched with pip and checked against their hash
 and nothing is imported: Python source is parsed as syntax): CLIP's 80 ImageNet templates and 1,000 class names from
 open_clip_torch, names and templates of the other data sets from clip_benchmark, the WordNet ids of ImageNet, ImageNet-A and
 ImageNet-R from timm. ObjectNet's 113 classes are in tools/prompts/objectnet.json. The file says where each part is from.
-basic_tf.evaluate reads it with --prompts.
 """
 
 import json

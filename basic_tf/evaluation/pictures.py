@@ -205,3 +205,48 @@ def grouped_bars(
     handles, labels = axis.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=9, frameon=False)
     save(figure, path)
+
+
+def shift_scatter(
+    path: str,
+    series: Mapping[str, Sequence[tuple[float, float]]],
+    title: str,
+    labels: tuple[str, str],
+    line: tuple[float, float] | None = None,
+) -> None:
+    """Writes a PNG: accuracy under shift against in-distribution accuracy on logit axes, one marker a checkpoint.
+
+    series: (in distribution, under shift) of each run's checkpoints, in order; shares strictly between 0 and 1. labels: of
+    the axes. line: slope and intercept of a fit, in logits. The grey line is accuracy that does not drop.
+    """
+    figure = _figure(6.4, 6.0, layout="constrained")
+    axis = figure.subplots()
+
+    def logit(share):
+        share = np.asarray(share, np.float64)
+        return np.log(share / (1 - share))
+
+    shares = np.array([pair for of_run in series.values() for pair in of_run])
+    low, high = logit(shares.min()) - 0.3, logit(shares.max()) + 0.3
+    axis.plot([low, high], [low, high], color=MUTED, linewidth=1, linestyle=":", label="no drop")
+    if line is not None:
+        ends = np.array([low, high])
+        axis.plot(ends, line[0] * ends + line[1], color=MUTED, linewidth=1, label="fit")
+    for number, (name, pairs) in enumerate(series.items()):
+        points = logit(np.array(pairs))
+        colour = SERIES[number % len(SERIES)]
+        axis.plot(points[:, 0], points[:, 1], color=colour, linewidth=0.8, alpha=0.6)
+        axis.scatter(points[:, 0], points[:, 1], s=22, color=colour, label=name, zorder=3)
+    ticks = np.array([0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.99])
+    ticks = ticks[(logit(ticks) >= low) & (logit(ticks) <= high)]
+    for own in (axis.xaxis, axis.yaxis):
+        own.set_ticks(logit(ticks), [f"{100 * tick:g} %" for tick in ticks])
+    axis.set_xlim(low, high)
+    axis.set_ylim(low, high)
+    axis.set_xlabel(labels[0])
+    axis.set_ylabel(labels[1])
+    axis.grid(color="#e1e4e8", zorder=0)
+    axis.set_axisbelow(True)
+    figure.suptitle(title, fontsize=12)
+    axis.legend(fontsize=9, frameon=False, loc="upper left")
+    save(figure, path)

@@ -17,7 +17,7 @@ DESCRIBED = "_described"
 @dataclasses.dataclass
 class SuiteResult:
     """zero_shot: results by test, in the order of the report. classes: the class names by test. seconds: all
-    of it.
+    of it. tests: what was opened, by test. embeddings: where they were asked for, (unit rows [N, E], labels [N]) by test.
     """
 
     zero_shot: dict[str, zero_shot.ZeroShotResult]
@@ -27,6 +27,8 @@ class SuiteResult:
     described_templates: tuple[str, ...]
     canonicalisation: str
     seconds: float
+    tests: dict[str, datasets.TestSet] = dataclasses.field(default_factory=dict)
+    embeddings: dict[str, tuple[np.ndarray, np.ndarray]] = dataclasses.field(default_factory=dict)
 
     def summary(self) -> dict:
         """The mean over the held-out styles, where all of them were evaluated."""
@@ -59,12 +61,14 @@ def run(
     with_retrieval: bool = True,
     keep: int = 1000,
     say: Callable[[str], None] = lambda line: None,
+    keep_embeddings: bool = False,
 ) -> SuiteResult:
     """Evaluates the tests of a data folder (all of them if `tests` is None).
 
     A test whose classes all have a `described` text and whose name begins with "held_out_concepts" is
     evaluated a second time with those texts, as `<name>_described`, in `described_templates`. subsets: class
-    masks by test. say: takes one line of progress at a time. FileNotFoundError if there is no test.
+    masks by test. say: takes one line of progress at a time. keep_embeddings: of all pictures, for `analysis`.
+    FileNotFoundError if there is no test.
     """
     begin = time.monotonic()
     names = report_order(datasets.test_names(data_dir)) if tests is None else list(tests)
@@ -76,9 +80,9 @@ def run(
             weights_of[class_prompts] = zero_shot.class_weights(encoder, class_prompts)
         return weights_of[class_prompts]
 
-    results, classes = {}, {}
+    results, classes, opened, kept = {}, {}, {}, {}
     for name in names:
-        test = datasets.open_test(data_dir, name)
+        opened[name] = test = datasets.open_test(data_dir, name)
         variants = [(name, test.classes, templates)]
         if test.described is not None and name.startswith("held_out_concepts"):
             variants.append((name + DESCRIBED, test.described, described_templates))
@@ -89,6 +93,8 @@ def run(
             embeddings = encoder.encode_image_bytes(images)  # once for all variants
             for classifier in classifiers:
                 classifier.update(embeddings, labels, records)
+            if keep_embeddings:
+                kept.setdefault(name, []).append((embeddings, labels))
         for (variant, _, _), classifier in zip(variants, classifiers):
             results[variant] = classifier.result()
             classes[variant] = test.classes
@@ -114,6 +120,8 @@ def run(
         tuple(described_templates),
         canonicalisation,
         time.monotonic() - begin,
+        opened,
+        {name: tuple(np.concatenate(part) for part in zip(*parts)) for name, parts in kept.items()},
     )
 
 

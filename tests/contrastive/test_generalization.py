@@ -237,7 +237,7 @@ def test_the_bound_by_simulation(rng):
     logarithm = math.log(encoders)
     terms = generalization_bound.bound_terms(s, pairs, batch, logarithm, logarithm, delta)
     gaps, denominators, complexities = [], [], []
-    for _ in range(60):
+    for _ in range(30):
         chosen = rng.choice(concepts, pairs, p=probabilities)
         found = np.zeros((encoders, encoders))
         for rows in chosen.reshape(batches, batch):

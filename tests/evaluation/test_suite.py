@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from basic_tf.data.records import RecordWriter, serialize_example
-from basic_tf.evaluation import datasets, pictures, report, suite
+from basic_tf.evaluation import analysis_report, datasets, pictures, report, suite
 from basic_tf.evaluation.encoder import SavedModelEncoder
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -241,3 +241,26 @@ def test_the_binary_on_a_saved_model(data_dir, exported, tmp_path):
     assert content["provenance"]["step"] == 7 and content["provenance"]["versions"]["tensorflow"]
     missing = evaluate(f"--saved_model={exported}", f"--data_dir={tmp_path}", f"--output_dir={tmp_path}")
     assert missing.returncode == 2 and "holds no test" in missing.stderr and "Traceback" not in missing.stderr
+
+
+def test_analysis_of_an_evaluation(data_dir, tmp_path):
+    templates = ("{}", "a picture of a {}")
+    result = suite.run(
+        ColourEncoder(), data_dir, templates, with_retrieval=False, keep_embeddings=True, keep=10**9
+    )
+    content = analysis_report.write(result, ColourEncoder(), str(tmp_path))
+    assert json.loads((tmp_path / "analysis.json").read_text()) == content
+    # "emojione-v1" shows three colours under the name of the one before.
+    entry = content["emojione-v1"]
+    pairs = {(pair["class"], pair["taken_for"]) for pair in entry["confused"]}
+    assert pairs == {(NAMES[i], NAMES[i + 1]) for i in range(3)}
+    assert [row["top1"] for row in entry["per_class"]] == [0.0] * 3 + [1.0] * 4
+    assert entry["templates"]["ensemble"]["value"] == pytest.approx(4 / 7)
+    assert [effect["ensemble_gain"]["value"] for effect in entry["templates"]["templates"]] == [0.0, 0.0]
+    # Examples come from the other tests of the same seven colours.
+    assert [point["shots"] for point in entry["few_shot"]] == [1, 2, 4]
+    assert "few_shot" not in content["held_out_concepts"] and "confused" in content["held_out_concepts"]
+    text = (tmp_path / "analysis.md").read_text()
+    assert "## emojione-v1" in text and f"| {NAMES[0]} | {NAMES[1]} | 1 of 1 |" in text
+    with Image.open(tmp_path / "confusions.png") as figure:
+        assert np.asarray(figure.convert("L")).std() > 10

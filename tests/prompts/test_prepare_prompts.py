@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import importlib.util
 import json
 import zipfile
 
@@ -129,7 +130,6 @@ def test_the_published_wheels(tmp_path):
     assert (names[657], names[836]) == (names[744], names[837]) == ("missile", "sunglasses")
     assert content["templates"]["imagenet"][0] == "a bad photo of a {}."
     # The same order as TFDS' labels: position, not name, joins them.
-    import tensorflow_datasets.datasets.imagenet2012 as package
-
-    with open(f"{package.__path__[0]}/labels.txt") as file:
+    (folder,) = importlib.util.find_spec("tensorflow_datasets").submodule_search_locations
+    with open(f"{folder}/datasets/imagenet2012/labels.txt") as file:
         assert file.read().split() == content["wordnet_ids"]["imagenet"]

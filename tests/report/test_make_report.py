@@ -129,6 +129,42 @@ def test_ablations_name_what_is_missing(rng, tmp_path):
         blocks.ablations([str(tmp_path / "x"), str(tmp_path / "y")], charts)
 
 
+def test_robustness_over_all_checkpoints(tmp_path):
+    """Checkpoints on a known line in logits; a second run lies above it by a known distance."""
+    slope, intercept = 0.8, -0.5
+
+    def shift(inside, above=0.0):
+        return 1 / (1 + np.exp(-(slope * np.log(inside / (1 - inside)) + intercept + above)))
+
+    for name, above in (("demo", 0.0), ("other", 0.4)):
+        (tmp_path / name / "finetune").mkdir(parents=True)
+        lines = [
+            {
+                "step": step,
+                "kind": "evaluation",
+                "zero_shot/in_distribution/top1": inside,
+                "zero_shot/held_out_styles_mean_top1": shift(inside, above),
+            }
+            for step, inside in ((10, 0.2), (20, 0.5), (30, 0.8))
+        ]
+        lines.append({"step": 40, "kind": "evaluation", "zero_shot/in_distribution/top1": 1.0})
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        (tmp_path / name / "finetune" / "metrics.jsonl").write_text(text)
+    charts = blocks.Charts(str(tmp_path / "doc.md"))
+    text = blocks.KINDS["robustness"]([str(tmp_path / "demo"), str(tmp_path / "other")], charts)
+    assert "logit(shift) = 0.80 logit(in) -0.50" in text
+    rows = [line for line in text.splitlines() if line.startswith("| other")]
+    assert len(rows) == 3
+    middle = [cell.strip() for cell in rows[1].strip("|").split("|")]
+    assert middle[1:4] == ["20", "50.0", percent(shift(0.5, 0.4))]
+    assert (
+        middle[4] == percent(0.5 - shift(0.5, 0.4))
+        and middle[5] == f"{100 * (shift(0.5, 0.4) - shift(0.5)):+.1f}"
+    )
+    assert all("+0.0" in line or "-0.0" in line for line in text.splitlines() if line.startswith("| demo"))
+    assert (tmp_path / "doc" / "robustness.png").exists()
+
+
 def test_runs_that_are_not_whole(tmp_path):
     with pytest.raises(MissingError, match="no run folder"):
         Run(str(tmp_path / "none"))
