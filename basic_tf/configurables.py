@@ -16,7 +16,7 @@ from basic_tf.evaluation import encoder, evaluator, prompts
 from basic_tf.monitoring import panels
 from basic_tf.optimization import adafactorw, rules, schedules, weight_average
 from basic_tf.towers import coatnet, coatnet_table, dual_encoder, resolution, text_transformer
-from basic_tf.training import stages, tasks, warm_start
+from basic_tf.training import stages, tasks, update_guard, warm_start
 
 
 class GinError(ValueError):
@@ -44,6 +44,7 @@ for _thing in (
     tasks.Classification,
     tasks.Contrastive,
     text_transformer.TextTransformer,
+    update_guard.UpdateGuard,
     tokenizer_module.Tokenizer,
     warm_start.WarmStart,
     weight_average.WeightAverage,

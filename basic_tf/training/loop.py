@@ -89,6 +89,7 @@ def _train(run: StageRun, clock: dict | None, stop: preemption.StopRequest, make
         runtime,
         run.seed,
         run.global_step,
+        run.guard,
     )
     line = progress.ProgressLine(
         run.total_steps,
@@ -111,7 +112,9 @@ def _train(run: StageRun, clock: dict | None, stop: preemption.StopRequest, make
     saved_at = {"step": int(run.global_step), "time": time.monotonic()}
 
     def refuse_broken_loss(output) -> None:
-        if not np.isfinite(float(output["loss"])):
+        if run.guard is not None:
+            run.guard.check(int(run.global_step), float(output["loss"]), stage.name)
+        elif not np.isfinite(float(output["loss"])):
             raise FloatingPointError(
                 f"stage {stage.name}: the loss is {float(output['loss'])} at step {int(run.global_step)}; the last "
                 f"checkpoint is at step {saved_at['step']}. Lower the learning rate, or raise the warm-up"
@@ -120,9 +123,11 @@ def _train(run: StageRun, clock: dict | None, stop: preemption.StopRequest, make
     def report(output) -> None:
         step = int(run.global_step)
         profiler.after_step(step)
-        if step % stage.summary_steps and step != run.total_steps:
+        due = step % stage.summary_steps == 0 or step == run.total_steps
+        if due or run.guard is not None:
+            refuse_broken_loss(output)
+        if not due:
             return
-        refuse_broken_loss(output)
         metrics = {name: float(value) for name, value in output.items()}
         metrics["learning_rate"] = float(run.schedule(step - 1))
         metrics |= run.batches.scalars(step)

@@ -96,6 +96,16 @@ class StageRun:
             if stage.weight_average is not None:
                 self.average = stage.weight_average()
                 self.average.build(self.trained)
+            self.guard = None
+            if stage.update_guard is not None:
+                for option in ("accumulate_in_slots", "apply_by_block"):
+                    if getattr(self.task, option, None):
+                        raise ConfigurationError(
+                            f"stage {stage.name}: {option} uses gradients before all of them are known, so that no update "
+                            f"can be passed over; set Stage.update_guard or Contrastive.{option} to None"
+                        )
+                self.guard = stage.update_guard()
+                self.guard.build()
         self.parameters = parameters
 
     def _check_accumulation(self) -> None:
@@ -112,6 +122,8 @@ class StageRun:
         state.update({f"optimizer/{path}": variable for path, variable in self.optimizer.slots().items()})
         if self.average is not None:
             state.update({f"average/{path}": variable for path, variable in self.average.slots().items()})
+        if self.guard is not None:
+            state.update({f"update_guard/{name}": variable for name, variable in self.guard.slots().items()})
         return state | {"step": self.global_step}
 
     @contextlib.contextmanager

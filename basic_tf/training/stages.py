@@ -25,7 +25,8 @@ class Stage:
     optimizer: called with the learning-rate schedule and the resolved rules. schedule: called with the total steps.
     rules: the total table by parameter path.
     warm_start: None starts from scratch. weight_average: the decay of an exponential average of the weights, or None;
-    evaluation, export and the next stage then use the average.
+    evaluation, export and the next stage then use the average. update_guard: makes an update_guard.UpdateGuard; None:
+    a loss that is not finite stops the run at once.
     checkpoint_seconds / checkpoint_steps: save when either has passed. evaluate_steps: evaluate every so many steps
     (0: at the end alone).
     """
@@ -40,6 +41,7 @@ class Stage:
     rules: rules.RuleTable
     warm_start: WarmStart | None = None
     weight_average: Callable | None = None
+    update_guard: Callable | None = None
     checkpoint_seconds: float = 60.0
     checkpoint_steps: int = 0
     keep_checkpoints: int = 2

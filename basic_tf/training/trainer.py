@@ -14,7 +14,8 @@ from basic_tf.training import tasks
 class Trainer(orbit.AbstractTrainer):
     """Runs steps of one stage. Everything a step needs follows from (seed, step): batch, augmentation, dropout.
 
-    variables: path -> variable of what is trained, in a fixed order. average: a WeightAverage or None.
+    variables: path -> variable of what is trained, in a fixed order. average: a WeightAverage or None. guard: an
+    update_guard.UpdateGuard, or None: every update is made.
     """
 
     def __init__(
@@ -27,11 +28,13 @@ class Trainer(orbit.AbstractTrainer):
         runtime: runtime_lib.Runtime,
         seed: int,
         global_step: tf.Variable,
+        guard=None,
     ):
         self.task = task
         self.trained = variables
         self.optimizer = optimizer
         self.average = average
+        self.guard = guard
         self.runtime = runtime
         self.seed = seed
         self.global_step = global_step
@@ -94,6 +97,9 @@ class Trainer(orbit.AbstractTrainer):
             result = self.task.step(batch, noise_key, variables, collectives, **options)
             if collectives:
                 result = result._replace(gradients=collectives.sum(result.gradients))
+            if self.guard is not None:
+                passed_over = self.guard.passes_over(result.metrics["loss"], result.gradients)
+                result = result._replace(metrics=result.metrics | {"update_passed_over": passed_over})
             return result
 
         def update_half(gradients, statistics, step):
@@ -105,13 +111,14 @@ class Trainer(orbit.AbstractTrainer):
                 self.task.model.update_statistics(statistics)
 
         result = self.runtime.run(replica_half, (batch, noise_key))
-        self.runtime.update(
-            self._plain(self._anchor), update_half, (result.gradients, result.statistics, step)
-        )
+        self._update(update_half, (result.gradients, result.statistics, step), result.metrics)
         self.runtime.update(self._plain(self._anchor), self.task.constrain, ())
         if self.average is not None:
             # A further update: the average must see the weights that the first one assigned.
-            self.runtime.update(self._plain(self._anchor), self.average.update, (step,))
+            self._update(self.average.update, (step,), result.metrics)
+        if self.guard is not None:
+            loss, passed_over = result.metrics["loss"], result.metrics["update_passed_over"]
+            self.runtime.update(self._plain(self._anchor), self.guard.update, (loss, passed_over))
         return self.runtime.local(result.metrics)
 
     def _step_by_block(self, batch, step: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -129,6 +136,17 @@ class Trainer(orbit.AbstractTrainer):
         if self.average is not None:
             self.average.update(step)
         return result.metrics
+
+    def _update(self, function: Callable, args: tuple, metrics: dict[str, tf.Tensor]) -> None:
+        """Runs a part of the update half once per copy; where there is a guard, only if it allows this step."""
+        if self.guard is None:
+            self.runtime.update(self._plain(self._anchor), function, args)
+            return
+
+        def if_allowed(passed_over, *args):
+            tf.cond(passed_over > 0, lambda: False, lambda: (function(*args), True)[1])
+
+        self.runtime.update(self._plain(self._anchor), if_allowed, (metrics["update_passed_over"], *args))
 
     @staticmethod
     def _plain(variable):
