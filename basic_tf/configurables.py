@@ -10,7 +10,7 @@ import re
 import tensorflow as tf
 
 import gin
-from basic_tf.data import batches, captions, examples, groups, images, mixture, records
+from basic_tf.data import batches, captions, examples, groups, images, mixture, rand_augment, records
 from basic_tf.data import tokenizer as tokenizer_module
 from basic_tf.evaluation import encoder, evaluator, prompts
 from basic_tf.monitoring import panels
@@ -35,6 +35,7 @@ for _thing in (
     dual_encoder.DualEncoder,
     examples.FeatureKeys,
     images.ImageAugmentation,
+    rand_augment.RandAugment,
     rules.Rule,
     rules.RuleTable,
     schedules.Duration,

@@ -50,7 +50,9 @@ def _write(folder: str, name: str, copies: int, seed: int, **metadata) -> None:
 
 def make(folder: str) -> str:
     """Writes train, test_in_distribution, retrieval and tokenizer.model into `folder`."""
-    _write(folder, "train", 4, 1, label_names=[*SHAPES, *COLOURS])
+    _write(
+        folder, "train", 4, 1, label_names=[*SHAPES, *COLOURS], label_kinds=["concept"] * 4 + ["colour"] * 3
+    )
     classes = [{"name": name, "described": f"{name}: {name.split()[1]}, shape"} for name in NAMES]
     _write(folder, "test_in_distribution", 2, 2, classes=classes)
     _write(folder, "retrieval", 1, 3)

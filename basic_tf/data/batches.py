@@ -152,6 +152,7 @@ class Batches:
         cache_decoded: bool = False,
         cache_side: int | None = None,
         cache_limit_bytes: int = 1 << 30,
+        policy: Callable | None = None,
         threads: int | None = None,
         parse: Callable = parse_example,
         max_replacements: int = 100,
@@ -167,6 +168,8 @@ class Batches:
         cache_decoded: decode all pictures once and keep them, cache_side x cache_side pixels (default: the
         first
           picture's longer side, at least the output's and at most twice that), within cache_limit_bytes.
+        policy: a further augmentation of the finished pictures, called with (pictures uint8 [B, S, S, 3], key, examples),
+        e.g. `rand_augment.RandAugment`.
         threads: for decoding; default as many as cores. parse: payload -> record; default
         `examples.parse_example`; `functools.partial` of it binds other keys.
         max_replacements: unusable records in a row that are an error.
@@ -192,7 +195,7 @@ class Batches:
             raise ValueError(
                 f"the order is arranged for batches of {arranged_for}, but batch_size={batch_size}"
             )
-        self.source, self.augmentation = source, augmentation
+        self.source, self.augmentation, self.policy = source, augmentation, policy
         self.batch_size, self.seed = int(batch_size), int(seed)
         self.threads = threads or cores()
         self._damage = _Damage()
@@ -251,6 +254,8 @@ class Batches:
             )
             used, pictures, texts = zip(*loaded, strict=True)
             images = self.augmentation.finish(np.stack(pictures), choices)
+        if self.policy is not None:
+            images = self.policy(images, key, examples)
         batch = {"images": images, "record": np.asarray(used, np.int64), "examples": examples}
         return batch | self._targets(key, examples, texts)
 
