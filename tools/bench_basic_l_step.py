@@ -11,6 +11,7 @@ from whole-model gradients. The last line is one JSON object; `--output` keeps i
 
 import contextlib
 import ctypes
+import gc
 import json
 import os
 import sys
@@ -321,6 +322,7 @@ def check() -> dict:
         states.append(state_of(model, optimizer))
         print(f"{'block by block' if by_block else 'whole model'}: losses {losses[-2:]}", flush=True)
         del model, optimizer
+        gc.collect()  # Keras models are cycles of references
     found, expected = states
     parameters = {path for path in expected if "/momentum" not in path and "/second_moment" not in path}
     differences = {
