@@ -98,12 +98,16 @@ class Progress:
         index = int(index)  # NumPy's int32 would overflow below
         now, second = time.monotonic(), len(self.times) >= self.count
         self.times.append(now)
+        # Pass 2 asks for its first pictures while the loss is still being computed.
         done = self.share * index * (3 if second else 1)
-        done += self.count * self.share + self.loss_cost if second else 0
+        done += self.count * self.share if second else 0
+        done += self.loss_cost if second and index else 0
         if done and (now - self.told >= 5 or not index):
             self.told = now
             elapsed, of_pass = now - self.times[0], now - self.times[self.count if second else 0]
-            rate = f"{index * self.microbatch / of_pass:,.0f} pairs/s  " if index else ""
+            rate = (
+                f"{index * self.microbatch / of_pass:,.0f} pairs/s  " if index else "the loss comes first  "
+            )
             say(
                 f"pass {2 if second else 1}  {index}/{self.count} microbatches  {rate}{elapsed:.0f} s  "
                 f"about {elapsed * (self.total - done) / done:.0f} s left"
@@ -111,13 +115,14 @@ class Progress:
         return index
 
     def parts(self, end: float) -> dict:
-        """Seconds of the two passes and of the loss between them; `end`: of the step, update included."""
-        first, second = self.times[: self.count], self.times[self.count :]
-        last = (first[-1] - first[0]) / max(len(first) - 1, 1)  # the last microbatch ends unseen
+        """Seconds of the two passes and of the loss between them, from the pace of each pass. `end`: of the step."""
+        first, second = self.times[: self.count], [*self.times[self.count :], end]
+        pass_1 = (first[-1] - first[0]) / max(len(first) - 1, 1) * self.count
+        pass_2 = (second[-1] - second[1]) / max(len(second) - 2, 1) * self.count
         return {
-            "pass_1_seconds": first[-1] - first[0] + last,
-            "loss_seconds": second[0] - first[-1] - last,
-            "pass_2_seconds": end - second[0],
+            "pass_1_seconds": pass_1,
+            "loss_seconds": end - first[0] - pass_1 - pass_2,
+            "pass_2_seconds": pass_2,
         }
 
 
