@@ -15,7 +15,14 @@ SIDE, TOKENS, VOCABULARY = 32, 6, 50
 
 
 def tiny_model(
-    dtype="float64", batch_norm="ghost", remat="none", seed=0, ghost_size=2, table=TABLE, side=SIDE
+    dtype="float64",
+    batch_norm="ghost",
+    remat="none",
+    seed=0,
+    ghost_size=2,
+    table=TABLE,
+    side=SIDE,
+    initializer="normal",
 ) -> DualEncoder:
     """A built model; its biases, gates and statistics are moved off their initial zeros and ones."""
     image = CoAtNet(
@@ -27,6 +34,7 @@ def tiny_model(
         remat=remat,
         dtype=dtype,
         seed=seed,
+        initializer=initializer,
     )
     text = TextTransformer(
         vocabulary_size=VOCABULARY,
@@ -39,6 +47,7 @@ def tiny_model(
         remat=remat,
         dtype=dtype,
         seed=seed,
+        initializer=initializer,
     )
     model = DualEncoder(image, text, embedding_dim=16, dtype=dtype, seed=seed)
     rng = np.random.default_rng(seed)
