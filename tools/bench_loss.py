@@ -30,7 +30,7 @@ flags.DEFINE_list(
 )
 flags.DEFINE_list("bfloat16_batches", ["8192"], "Batch sizes at which products in bfloat16 run too.")
 flags.DEFINE_integer("width", 512, "Width D of the embeddings.")
-flags.DEFINE_integer("tile", 2048, "Rows of the logits at a time.")
+flags.DEFINE_list("tile", ["2048"], "Rows of the logits at a time, or rows,columns.")
 flags.DEFINE_float("inverse_temperature", 1 / 0.07, "s = 1 / tau.")
 flags.DEFINE_integer("repeats", 3, "Timed runs; the fastest counts.")
 flags.DEFINE_enum("clock", "wall", ["wall", "cpu"], "Wall time, or CPU time (for a busy machine).")
@@ -56,7 +56,8 @@ def _measure(form: str, batch: int) -> dict:
     threads = len(os.sched_getaffinity(0))
     tf.config.threading.set_intra_op_parallelism_threads(threads)
     tf.config.threading.set_inter_op_parallelism_threads(1)
-    width, tile = FLAGS.width, min(FLAGS.tile, batch)
+    width, tile = FLAGS.width, min(int(FLAGS.tile[0]), batch)
+    tiles = tile if len(FLAGS.tile) == 1 else tuple(int(n) for n in FLAGS.tile)
 
     def rows(seed):
         x = np.random.default_rng(seed).standard_normal((batch, width), np.float32)
@@ -74,7 +75,7 @@ def _measure(form: str, batch: int) -> dict:
             images,
             texts,
             log_scale,
-            tile=FLAGS.tile,
+            tile=tiles,
             precision="bfloat16" if form == "bfloat16" else "float32",
         )[:4]
 
@@ -83,6 +84,7 @@ def _measure(form: str, batch: int) -> dict:
     log_scale = tf.math.log(tf.constant(FLAGS.inverse_temperature, tf.float32))
     run(images[:64], texts[:64], log_scale)  # libraries and thread pools are not the loss's memory
     product = tf.function(lambda: tf.matmul(images[:tile], texts, transpose_b=True))
+    run.get_concrete_function(images, texts, log_scale)  # nor is tracing
     before = _status_bytes("VmRSS")
     result = run(images, texts, log_scale)
     peak = _status_bytes("VmHWM") - before
@@ -105,7 +107,7 @@ def _measure(form: str, batch: int) -> dict:
         "loss": float(result[0]),
     }
     if form == "bfloat16":
-        exact = contrastive_loss_value_and_gradients(images, texts, log_scale, tile=FLAGS.tile)
+        exact = contrastive_loss_value_and_gradients(images, texts, log_scale, tile=tiles)
         names = ("loss", "image_embeddings", "text_embeddings", "log_inverse_temperature")
         report["relative_error"] = {
             name: float(tf.norm(x - y) / tf.norm(y)) for name, x, y in zip(names, result, exact[:4])
@@ -114,9 +116,9 @@ def _measure(form: str, batch: int) -> dict:
 
 
 def _in_process(form: str, batch: int) -> dict:
-    options = ("width", "tile", "inverse_temperature", "repeats", "clock")
+    options = ("width", "inverse_temperature", "repeats", "clock")
     command = [sys.executable, __file__, f"--measure={form}", f"--batches={batch}"]
-    command += [f"--{name}={FLAGS[name].value}" for name in options]
+    command += [f"--{name}={FLAGS[name].value}" for name in options] + [f"--tile={','.join(FLAGS.tile)}"]
     environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     if done.returncode:
@@ -140,7 +142,7 @@ def main(_) -> None:
     dense = [_in_process("dense", int(b)) for b in FLAGS.dense_batches]
     rounded = [_in_process("bfloat16", int(b)) for b in FLAGS.bfloat16_batches]
     summary = {
-        "tile": FLAGS.tile,
+        "tile": [int(n) for n in FLAGS.tile],
         "width": FLAGS.width,
         "inverse_temperature": FLAGS.inverse_temperature,
         "tiled": tiled,

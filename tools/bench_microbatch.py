@@ -37,7 +37,7 @@ flags.DEFINE_multi_string("gin_file", ["gin/models/basic_xs.gin"], "The towers (
 flags.DEFINE_multi_string("gin_param", [], "Bindings over the gin files.")
 flags.DEFINE_integer("microbatch", 128, "Pairs embedded at once.")
 flags.DEFINE_integer("microbatches", 4, "Microbatches of one step in the parts cost and memory.")
-flags.DEFINE_list("graph_microbatches", ["2", "8", "32"], "Numbers of microbatches of the part graph.")
+flags.DEFINE_list("graph_microbatches", ["8", "16", "32"], "Numbers of microbatches of the part graph.")
 flags.DEFINE_integer("rounds", 7, "Rounds of the part cost; each times every form once.")
 flags.DEFINE_enum("clock", "wall", ["wall", "cpu"], "Wall time, or CPU time (for a busy machine).")
 flags.DEFINE_string("measure", None, "For the processes of this tool: FORM,REMAT.")
@@ -66,7 +66,7 @@ def batch(model, pairs: int):
     return tf.constant(images), tf.constant(ids, tf.int32)
 
 
-def step(model, microbatch: int, reuse_last: bool = False):
+def step(model, microbatch: int, reuse_last: bool = False, tile: int = 2048):
     """A traced step: (loss, a number that depends on every gradient, so that none is pruned away)."""
     import tensorflow as tf
 
@@ -75,8 +75,9 @@ def step(model, microbatch: int, reuse_last: bool = False):
 
     def run(images, token_ids):
         found = contrastive_gradients(
-            model, images, token_ids, microbatch, noise_key=randomness.step_key(0, 0), reuse_last=reuse_last
-        )
+            model, images, token_ids, microbatch, noise_key=randomness.step_key(0, 0), reuse_last=reuse_last,
+            tile=tile,
+        )  # fmt: skip
         return found.loss, tf.add_n([tf.reduce_sum(tf.cast(g, tf.float32)) for g in found.gradients])
 
     return tf.function(run, autograph=False)
@@ -147,9 +148,11 @@ def graph() -> dict:
     model, rows = build("none"), []
     for count in map(int, FLAGS.graph_microbatches):
         inputs = batch(model, count * FLAGS.microbatch)
+        # Tiles of one microbatch: a loss of few tiles has some nodes less.
+        function = step(model, FLAGS.microbatch, tile=FLAGS.microbatch)
         clock = time.process_time if FLAGS.clock == "cpu" else time.perf_counter
         start = clock()
-        definition = step(model, FLAGS.microbatch).get_concrete_function(*inputs).graph.as_graph_def()
+        definition = function.get_concrete_function(*inputs).graph.as_graph_def()
         rows.append(
             {
                 "microbatches": count,
