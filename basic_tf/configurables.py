@@ -118,6 +118,30 @@ def recipe() -> stages.Recipe:
     return made
 
 
+def describes_recipe() -> bool:
+    """Whether the gin files bind a recipe, or a model alone (gin/models/)."""
+    return bool(gin.get_bindings("Recipe").get("stages"))
+
+
+def model_alone() -> stages.Stage:
+    """A stage that trains all of the configured Encoders, with every default: for planning a model before its recipe."""
+    if not gin.get_bindings("Encoders"):
+        raise GinError(
+            "the gin files describe neither Recipe.stages nor Encoders; see gin/runs/ and gin/models/"
+        )
+    contrastive = gin.get_configurable(tasks.Contrastive)
+    return stages.Stage(
+        name="contrastive",
+        task=functools.partial(contrastive, model=gin.get_configurable(Encoders)),
+        batches=None,
+        batch_size=gin.get_bindings("Stage").get("batch_size", 1024),
+        train=None,
+        optimizer=gin.get_configurable(adafactorw.AdaFactorW),
+        schedule=None,
+        rules=rules.everything(),
+    )
+
+
 def config_text() -> str:
     """Everything that is bound, as gin text that `parse_text` reads back."""
     return gin.config_str(max_line_length=110)

@@ -117,6 +117,13 @@ class Block(keras.layers.Layer):
             block.create(seed, scheme)
         self.built = True
 
+    def stand_in(self, make: Callable[[WeightSpec], tf.Variable]) -> None:
+        """Puts `make(spec)` where each declared weight would be: the planner traces with weights that hold nothing."""
+        for spec in self._declared:
+            self._created[spec.path.rsplit("/", 1)[-1]] = make(spec)
+        for block in self._children:
+            block.stand_in(make)
+
     def build(self, input_shape=None) -> None:
         """Keras' hook: creates the weights with seed 0."""
         self.create(0)

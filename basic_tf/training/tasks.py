@@ -43,6 +43,12 @@ class Task(abc.ABC):
     unit: str
     shown: tuple[str, ...]
     apply_by_block: bool = False
+    _microbatch: int | None
+
+    @property
+    def microbatch(self) -> int | None:
+        """Rows in memory at once on a replica; None: all of them."""
+        return self._microbatch
 
     def parameters(self) -> dict[str, tf.Variable]:
         """Every weight by path, BatchNorm's moving statistics included."""
@@ -255,6 +261,11 @@ class Contrastive(Task):
         )
         metrics = {"loss": result.loss, "temperature": temperature, **result.metrics}
         return StepResult([], list(result.statistics), metrics)
+
+    @property
+    def tile(self) -> int | tuple[int, int]:
+        """Tile of the loss: see `contrastive.loss.contrastive_loss`."""
+        return self._options["tile"]
 
     def constrain(self) -> None:
         """Clips the temperature (CLIP: 1 / tau <= 100): above the bound its gradient is zero, it would never come back."""

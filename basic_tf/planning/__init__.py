@@ -1,0 +1,1 @@
+"""What a step will need, before anything is launched: parameters, FLOPs, bytes per device."""

@@ -1,0 +1,138 @@
+"""The whole plan of a small recipe: sums, phases, recommendation, and errors in one line."""
+
+import dataclasses
+import json
+
+import pytest
+from absl import flags
+
+from basic_tf import configurables, plan
+from basic_tf.planning import optimizer_memory, recommendation, step_memory, subject
+
+GIN = "tests/training/tiny.gin"
+
+
+@pytest.fixture(autouse=True)
+def at_the_root(monkeypatch, request):
+    monkeypatch.chdir(request.config.rootpath)
+
+
+def stage_subject(name, *bindings):
+    configurables.parse([GIN], list(bindings))
+    return subject.describe(configurables.recipe().stage(name), 10)
+
+
+def run(capsys, *arguments):
+    """(exit code, standard output, standard error) of the binary, in this process."""
+    saved = {name: (flag.value, flag.present) for name, flag in flags.FLAGS._flags().items()}
+    try:
+        flags.FLAGS(["plan", *arguments])
+        plan.main(["plan"])
+        code = 0
+    except SystemExit as stopped:
+        code = stopped.code
+    finally:
+        for name, (value, present) in saved.items():
+            flags.FLAGS[name].value, flags.FLAGS[name].present = value, present
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def test_json_holds_what_tools_read(capsys):
+    code, out, _ = run(capsys, f"--gin_file={GIN}", "--json", "--memory_limit_gib=64")
+    found = json.loads(out)
+    assert code == 0 and found["stage"] == "finetune"
+    parameters = found["parameters"]
+    assert parameters["total"] == sum(
+        parameters[p] for p in ("image_tower", "text_tower", "projections", "temperature")
+    )
+    causes = found["bytes_per_device"]
+    assert {"weights", "slots", "gradients", "activations", "embeddings", "loss", "peak"} <= set(causes)
+    assert causes["weights"] == 4 * parameters["total"]
+    totals = {name: sum(phase.values()) for name, phase in found["phases"].items()}
+    assert causes["peak"] == max(totals.values()) == totals[found["peak_phase"]]
+    assert causes["peak"] <= sum(v for k, v in causes.items() if k != "peak")
+    assert found["flops"]["step"] == found["flops"]["step_per_pair"] * 16 + found["flops"]["loss"]
+    assert found["recommendation"]["microbatch"] == 16 and found["recommendation"]["remat"] == "none"
+
+
+def test_the_table_is_for_people(capsys):
+    code, out, _ = run(capsys, f"--gin_file={GIN}", "--stage=pretrain", "--classes=7")
+    assert code == 0
+    assert "image tower" in out and "peak" in out and "The step needs" in out and "text tower" not in out
+
+
+def test_a_limit_that_nothing_fits_is_said_in_one_line(capsys):
+    code, _, err = run(
+        capsys,
+        f"--gin_file={GIN}",
+        "--stage=contrastive",
+        "--device=accelerator",
+        "--mesh=2x1",
+        "--batch=2",
+        "--memory_limit_gib=0.0002",
+    )
+    assert code == 2
+    assert err.startswith("plan: nothing fits 0.0002 GiB") and err.count("\n") == 1 and "--mesh=" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--mesh=3x1"], "cannot be divided among the 3 devices"),
+        (["--mesh=3"], "is not BATCHxMODEL"),
+        (["--microbatch=5"], "cannot be cut into microbatches of 5"),
+        (["--runtime=mirrored", "--mesh=2x2"], "keeps whole weights"),
+        (["--runtime=one_device", "--mesh=2x1"], "has one device"),
+        (["--stage=nothing"], "is not one of pretrain, contrastive, finetune"),
+        (["--gin_param=CoAtNet.variant = 'coatnet_9'"], "coatnet_9"),
+        (["--gin_file=missing.gin"], "there is no gin file missing.gin"),
+    ],
+)
+def test_errors_take_one_line(capsys, arguments, words):
+    code, out, err = run(capsys, f"--gin_file={GIN}", *arguments)
+    assert code == 1 and not out
+    assert err.startswith("plan: ") and err.count("\n") == 1 and words in err
+
+
+def test_bytes_of_the_optimizer_are_those_of_its_slots():
+    task, found = stage_subject("finetune")
+    model = task.model
+    variables = {path: v for path, v in model.parameters().items() if path in found.trained}
+    optimizer = configurables.recipe().stage("finetune").optimizer(0.0, rules=None)
+    optimizer.build(variables)
+    allocated = sum(slot.shape.num_elements() * slot.dtype.size for slot in optimizer.slots().values())
+    shapes = {spec.path: spec.shape for spec in found.specs if spec.path in found.trained}
+    assert optimizer_memory.optimizer_memory(found.rule, shapes, "float32", 1, True).slots == allocated
+
+
+def test_the_state_of_basic_s_is_half_its_weights():
+    configurables.parse(["gin/models/basic_s.gin"], [])
+    _, found = subject.describe(configurables.model_alone(), 10)
+    shapes = {spec.path: spec.shape for spec in found.specs if spec.path in found.trained}
+    slots = optimizer_memory.optimizer_memory(found.rule, shapes, "float32", 1, True).slots
+    assert 0.5 <= slots / (4 * sum(spec.size for spec in found.specs if spec.path in found.trained)) <= 0.55
+
+
+@pytest.mark.slow
+def test_more_rows_need_more_and_more_devices_less():
+    _, found = stage_subject("finetune", "finetune/CoAtNet.batch_norm = 'frozen'")
+    base = step_memory.Setting(pairs=16, microbatch=8, host=False)
+    peak = step_memory.step_memory(found, base).peak
+    wider = step_memory.step_memory(found, dataclasses.replace(base, microbatch=16)).peak
+    shared = step_memory.step_memory(found, dataclasses.replace(base, pairs=32, batch_axis=4)).peak
+    assert wider > peak
+    assert shared < wider
+    candidates = recommendation.recommend(found, base, wider)
+    assert all(c.plan.peak <= wider for c in candidates) and candidates[0].microbatch == 16
+    tight = recommendation.recommend(found, base, peak)
+    assert next(c.microbatch or 0 for c in tight) < 16
+
+
+def test_a_frozen_tower_keeps_nothing_and_ghost_groups_divide_the_microbatch():
+    _, frozen = stage_subject("contrastive")
+    plan_of = step_memory.step_memory(frozen, step_memory.Setting(pairs=16, microbatch=8, host=False))
+    assert "pass 2, image tower" not in plan_of.phases and "pass 2, text tower" in plan_of.phases
+    _, ghost = stage_subject("pretrain")
+    assert recommendation.ghost_group(ghost) == 4
+    assert recommendation.microbatches(24, 4) == [4, 8, 12, 24]
