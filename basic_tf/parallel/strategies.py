@@ -164,9 +164,17 @@ def create(name: str, tpu: str | None = None, logical_devices: int | None = None
                 "--runtime=multi_worker needs the environment variable TF_CONFIG "
                 '({"cluster": {"worker": ["host:port", ...]}, "task": {"type": "worker", "index": 0}}), which is not set'
             )
-        config = json.loads(os.environ["TF_CONFIG"])
-        strategy = tf.distribute.MultiWorkerMirroredStrategy()
-        return StrategyRuntime(name, strategy, config["task"]["index"], len(config["cluster"]["worker"]))
+        try:
+            config = json.loads(os.environ["TF_CONFIG"])
+            host, hosts = int(config["task"]["index"]), len(config["cluster"]["worker"])
+            if not 0 <= host < hosts:
+                raise ValueError(f"task index {host} of {hosts} workers")
+        except (ValueError, KeyError, TypeError) as error:
+            raise runtime.DeviceError(
+                f"TF_CONFIG cannot be used ({type(error).__name__}: {error}); it must read "
+                '{"cluster": {"worker": ["host:port", ...]}, "task": {"type": "worker", "index": 0}}'
+            ) from error
+        return StrategyRuntime(name, tf.distribute.MultiWorkerMirroredStrategy(), host, hosts)
     if name == "tpu":
         resolver = tf.distribute.cluster_resolver.TPUClusterResolver(tpu=tpu or "")
         if tpu != "local":

@@ -68,7 +68,7 @@ class StageRun:
         self.stage, self.folder, self.runtime, self.options = stage, folder, runtime, options
         self.seed = stage_seed(options.seed, stage.name)
         self.batches = stage.batches(seed=self.seed, batch_size=stage.batch_size)
-        runtime.rows_per_replica(stage.batch_size)
+        rows = runtime.rows_per_replica(stage.batch_size)
         self.total_steps = options.train_steps or stage.train.to_steps(
             stage.batch_size, self.batches.source.count
         )
@@ -79,6 +79,7 @@ class StageRun:
         self.global_step = tf.Variable(0, dtype=tf.int64, trainable=False, name="global_step")
         with runtime.scope():
             self.task = stage.task(self.batches.source.metadata)
+            self.task.check_rows(rows)
             parameters = self.task.parameters()
             trainable = {path: variable for path, variable in parameters.items() if variable.trainable}
             resolved = stage.rules.resolve(trainable)

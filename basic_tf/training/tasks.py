@@ -43,7 +43,7 @@ class Task(abc.ABC):
     unit: str
     shown: tuple[str, ...]
     apply_by_block: bool = False
-    _microbatch: int | None
+    _microbatch: int | None = None
 
     @property
     def microbatch(self) -> int | None:
@@ -60,6 +60,16 @@ class Task(abc.ABC):
 
         variables: tf.Variables of what is trained. collectives: a parallel.runtime.Collectives, or None.
         """
+
+    def check_rows(self, rows: int) -> None:
+        """Raises ValueError if `rows`, the rows of the global batch on one replica, cannot be cut into microbatches."""
+        size = self.microbatch
+        if size is not None and (size < 1 or rows % size):
+            divisors = [d for d in range(1, rows + 1) if rows % d == 0]
+            raise ValueError(
+                f"{type(self).__name__}.microbatch = {size} does not divide the {rows} rows of a replica; "
+                f"use one of {', '.join(map(str, divisors))}"
+            )
 
     def constrain(self) -> None:  # noqa: B027 (most tasks have no bounds)
         """Puts variables back into their bounds; the update half calls it after the optimizer. Nothing by default."""

@@ -178,6 +178,7 @@ def test_a_stage_starts_from_another_run_at_a_larger_picture_size(data, whole_ru
         ([], ["Nonsense.value = 1"], "Nonsense"),
         ([], ["Stage.batch_size = 4096"], "batch_size=4096 is larger than the dataset"),
         ([], ["Stage.batch_size = 0"], "batch_size"),
+        ([], ["Classification.microbatch = 5"], "microbatch = 5 does not divide the 16 rows of a replica"),
         ([], ["TRAIN = 'nowhere/train.json'"], "nowhere/train.json"),
         ([], ["all/Rule.pattern = 'image_towr/.*'"], "image_towr"),
         (["--stage=middle"], (), "--stage=middle is not one of pretrain, contrastive, finetune"),

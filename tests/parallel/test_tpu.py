@@ -1,0 +1,81 @@
+"""What can be said of the TPU runtime without a TPU: how it is set up, its loop of steps."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from basic_tf.optimization.adafactorw import AdaFactorW
+from basic_tf.parallel import strategies
+from basic_tf.training import tasks
+from basic_tf.training.trainer import Trainer
+
+
+@pytest.mark.parametrize("address,expected", [("local", []), ("grpc://10.0.0.2:8470", ["connect"])])
+def test_the_resolver_is_asked_connected_and_initialised_in_that_order(monkeypatch, address, expected):
+    calls = []
+
+    class Resolver:
+        def __init__(self, tpu):
+            calls.append(("resolver", tpu))
+
+    def note(name, result=None):
+        return lambda resolver: (
+            calls.append(name),
+            isinstance(resolver, Resolver) or calls.append("?"),
+            result,
+        )[2]
+
+    strategy = tf.distribute.get_strategy()
+    monkeypatch.setattr(tf.distribute.cluster_resolver, "TPUClusterResolver", Resolver)
+    monkeypatch.setattr(tf.config, "experimental_connect_to_cluster", note("connect"))
+    monkeypatch.setattr(tf.tpu.experimental, "initialize_tpu_system", note("initialize"))
+    monkeypatch.setattr(tf.distribute, "TPUStrategy", note("strategy", strategy))
+    runtime = strategies.create("tpu", tpu=address)
+    assert calls == [("resolver", address), *expected, "initialize", "strategy"]
+    assert runtime.strategy is strategy and runtime.name == "tpu"
+    assert not runtime.host_loop and (runtime.host, runtime.hosts) == (0, 1)
+
+
+class Regression(tasks.Task):
+    """Least squares; the gradient also depends on the noise key, so that a wrong step would show."""
+
+    def __init__(self):
+        self.weight = tf.Variable(np.linspace(-1, 1, 5), name="weight")
+        self.model = self
+
+    def parameters(self):
+        return {"weight": self.weight}
+
+    def step(self, batch, noise_key, variables, collectives):
+        with tf.GradientTape() as tape:
+            shift = tf.cast(noise_key[0] % 7, tf.float64)
+            loss = tf.reduce_mean(tf.square(tf.linalg.matvec(batch["x"], self.weight) - shift))
+        return tasks.StepResult(tape.gradient(loss, variables), [], {"loss": loss})
+
+    def multiply_adds_per_example(self, trained):
+        return 5.0
+
+
+def test_a_loop_of_steps_in_one_program_equals_steps_fed_one_by_one():
+    x = np.random.default_rng(0).normal(size=(7, 4, 5))
+    found = []
+    for name, loops in (("one_device", [1] * 7), ("tpu", [3, 4]), ("tpu", [1, 6])):
+        task, step = Regression(), tf.Variable(0, dtype=tf.int64)
+        optimizer = AdaFactorW(0.1, momentum_dtype=None)
+        optimizer.build(task.parameters())
+        trainer = Trainer(
+            task,
+            task.parameters(),
+            optimizer,
+            None,
+            lambda host, hosts: tf.data.Dataset.from_tensor_slices({"x": x}),
+            strategies.StrategyRuntime(name, tf.distribute.get_strategy()),
+            seed=3,
+            global_step=step,
+        )
+        losses = [float(trainer.train(tf.constant(count))["loss"]) for count in loops]
+        assert int(step) == 7
+        found.append((losses[-1], task.weight.numpy()))
+    for loss, weight in found[1:]:
+        assert loss == pytest.approx(found[0][0], rel=1e-14)
+        np.testing.assert_allclose(weight, found[0][1], rtol=1e-14)
