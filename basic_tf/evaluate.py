@@ -2,9 +2,13 @@
 
     python -m basic_tf.evaluate --model_dir=runs/demo --data_dir=data/emoji
     python -m basic_tf.evaluate --saved_model=runs/demo/saved_model --data_dir=data/emoji --output_dir=out
+    python -m basic_tf.evaluate --saved_model=runs/demo/saved_model --tests=imagenet,imagenet_v2 --output_dir=out
 
-Evaluates every `test_*.json` of --data_dir, and `retrieval.json`, and writes results.json, results.md,
-accuracy.png and predictions.png. Exit codes: 0 done; 2 something is missing, said in one line.
+Evaluates every `test_*.json` of --data_dir, and `retrieval.json`, or the tests that --tests names: of that folder, or
+public ones (ImageNet and its shifts, and others of CLIP's suite: basic_tf/evaluation/public_sets.py), which are read from
+TensorFlow Datasets with the names and templates of --prompts. A public test that is not on disk is said and left out, the
+others run. Writes results.json, results.md, accuracy.png and predictions.png. Exit codes: 0 done; 2 something is missing,
+said in one line.
 """
 
 import os
@@ -22,7 +26,15 @@ flags.DEFINE_integer("step", None, "The checkpoint's step (default: the newest).
 flags.DEFINE_string("saved_model", None, "A folder that basic_tf.export wrote, instead of --model_dir.")
 flags.DEFINE_string("data_dir", None, "The folder with test_*.json, retrieval.json and their records.")
 flags.DEFINE_string("output_dir", None, "Where the results go (default: --model_dir).")
-flags.DEFINE_list("tests", None, "Only these tests, by name (default: all in the folder).")
+flags.DEFINE_list(
+    "tests", None, "These tests, by name (default: all in the folder); `public` for all public ones."
+)
+flags.DEFINE_string(
+    "prompts", "data/prompts.json", "Names and templates of public tests: tools/prepare_prompts.py."
+)
+flags.DEFINE_string(
+    "tfds_dir", None, "Where TensorFlow Datasets are (default: its own, ~/tensorflow_datasets)."
+)
 flags.DEFINE_string(
     "templates", None, 'Prompt templates: "emoji", "bare", or a JSON file {"templates": [...]}.'
 )
@@ -45,20 +57,53 @@ def flag_problem(arguments: list[str]) -> str | None:
         return f"unexpected arguments {' '.join(arguments)}: everything is a --flag here"
     if bool(FLAGS.model_dir) == bool(FLAGS.saved_model):
         return "pass either --model_dir (a run folder) or --saved_model (an exported folder)"
-    if not FLAGS.data_dir:
-        return "--data_dir is missing: the folder with test_*.json and their records"
+    if not FLAGS.data_dir and not FLAGS.tests:
+        return "--data_dir is missing: the folder with test_*.json and their records (or --tests with public tests)"
     if not (FLAGS.output_dir or FLAGS.model_dir):
         return "--output_dir is missing: with --saved_model there is no run folder for the results"
     return None
 
 
+def named_tests(names: list[str]):
+    """(the names, how to open a test), from --tests; ValueError for a name that is neither public nor in the folder."""
+    import tensorflow as tf
+
+    from basic_tf.evaluation import datasets, public_tests
+    from basic_tf.evaluation.public_sets import PUBLIC_SETS
+
+    names = list(
+        dict.fromkeys(one for name in names for one in (PUBLIC_SETS if name == "public" else [name]))
+    )
+    if FLAGS.data_dir and not tf.io.gfile.isdir(FLAGS.data_dir):
+        raise FileNotFoundError(f"--data_dir={FLAGS.data_dir} is not a folder")
+    others = [name for name in names if name not in PUBLIC_SETS]
+    own = datasets.test_names(FLAGS.data_dir) if others and FLAGS.data_dir else []
+    unknown = [name for name in others if name not in own]
+    if unknown:
+        folder = f"{FLAGS.data_dir} has {', '.join(own)}; " if own else ""
+        raise ValueError(f"no test {unknown[0]!r}: {folder}public ones are {', '.join(PUBLIC_SETS)}")
+    if len(others) == len(names):
+        return names, None
+    prompts_file = public_tests.Prompts.load(FLAGS.prompts)
+
+    def open_test(name: str):
+        if name in PUBLIC_SETS:
+            return public_tests.open_public(name, prompts_file, FLAGS.data_dir, FLAGS.tfds_dir)
+        return datasets.open_test(FLAGS.data_dir, name)
+
+    return names, open_test
+
+
 def run() -> None:
     """The whole recipe."""
-    from basic_tf.evaluation import analysis_report, datasets, prompts, report, suite
+    from basic_tf.evaluation import analysis_report, datasets, prompts, report, suite, weight_cache
     from basic_tf.evaluation import encoder as encoders
     from basic_tf.serving.saved_model import versions
 
-    datasets.test_names(FLAGS.data_dir)  # a folder without tests is said before the model is loaded
+    # What is missing is said before the model is loaded.
+    tests, open_test = (None, None) if FLAGS.tests is None else named_tests(FLAGS.tests)
+    if tests is None:
+        datasets.test_names(FLAGS.data_dir)
     if FLAGS.model_dir:
         from basic_tf import runs
 
@@ -74,26 +119,27 @@ def run() -> None:
         origin = {key: value for key, value in encoder.metadata["provenance"].items() if key != "config"}
         provenance = {"model": FLAGS.saved_model, **origin}
 
+    output_dir = FLAGS.output_dir or FLAGS.model_dir
     results = suite.run(
         encoder,
         FLAGS.data_dir,
         templates,
-        tests=FLAGS.tests,
+        tests=tests,
         described_templates=prompts.load_templates(FLAGS.described_templates),
         canonicalisation=FLAGS.canonicalisation,
         with_retrieval=FLAGS.retrieval,
         say=lambda line: print(line, flush=True),
+        open_test=open_test,
+        cache=weight_cache.WeightCache(f"{output_dir}/classifiers", encoder) if open_test else None,
         keep_embeddings=FLAGS.analysis,
         keep=sys.maxsize if FLAGS.analysis else 1000,
     )
     provenance |= {"data": FLAGS.data_dir, "temperature": encoder.temperature, "versions": versions()}
-    output_dir = FLAGS.output_dir or FLAGS.model_dir
-    report.write(results, output_dir, FLAGS.data_dir, provenance)
+    report.write(results, output_dir, provenance)
     if FLAGS.analysis:
         analysis_report.write(results, encoder, output_dir)
-    print(
-        f"{results.seconds:.0f} s; wrote {output_dir}/results.json, results.md, accuracy.png, predictions.png"
-    )
+    figures = ", accuracy.png, predictions.png" if results.zero_shot else ""
+    print(f"{results.seconds:.0f} s; wrote {output_dir}/results.json, results.md{figures}")
 
 
 def main(argv: list[str]) -> int:

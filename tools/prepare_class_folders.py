@@ -4,7 +4,7 @@
     python tools/prepare_class_folders.py --images=objectnet-1.0/images --name=objectnet --output_dir=data/public \\
       --classes=objectnet --crop_border=2
 
-Writes `test_<name>.json` and its records, for `python -m basic_tf.evaluate --data_dir=data/public`. A
+Writes `test_<name>.json` and its records, for `python -m basic_tf.evaluate --data_dir=data/public --tests=<name>`. A
 class's name is its folder's, underscores as spaces; with --classes=objectnet only the 113 folders that show classes of
 ImageNet are taken, with the names of tools/prompts/objectnet.json. --crop_border takes so many pixels off each side (and
 stores a PNG): ObjectNet's pictures have a red frame of 2. A file that is no picture ends it, by name, and no test is left

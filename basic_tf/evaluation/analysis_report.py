@@ -45,9 +45,10 @@ def collect(suite: SuiteResult, encoder: Encoder) -> dict:
                 )
             ],
         }
+        templates = suite.tests[name].templates or suite.templates
         # Where a subset competes, template effects would need the classifier's own restriction.
-        if len(suite.templates) > 1 and result.candidates == len(classes):
-            effects = analysis.template_effects(encoder, classes, suite.templates, embeddings, labels)
+        if len(templates) > 1 and result.candidates == len(classes):
+            effects = analysis.template_effects(encoder, classes, templates, embeddings, labels)
             entry["templates"] = {
                 "ensemble": dataclasses.asdict(effects.ensemble),
                 "templates": [dataclasses.asdict(effect) for effect in effects.templates],

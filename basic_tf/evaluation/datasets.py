@@ -23,6 +23,8 @@ _READ = 256
 class TestSet:
     """One zero-shot test: where it is, its class names, and a richer text for each class where the data has
     one.
+
+    templates and subset (classes that compete): where the test has its own, as a public one has.
     """
 
     __test__ = False  # not a pytest class
@@ -32,6 +34,9 @@ class TestSet:
     classes: tuple[str, ...]
     described: tuple[tuple[str, ...], ...] | None
     source: RecordSource
+    templates: tuple[str, ...] | None = None
+    subset: np.ndarray | None = None
+    multi_label: bool = False
 
     def batches(self, size: int = _READ) -> Iterator[tuple[list[bytes], np.ndarray, np.ndarray]]:
         """(encoded pictures, labels int64 [n], record numbers int64 [n]) in the order of the file.

@@ -8,7 +8,8 @@ import numpy as np
 import tensorflow as tf
 
 from basic_tf.data import images as image_data
-from basic_tf.evaluation import datasets, pictures
+from basic_tf.evaluation import pictures, published
+from basic_tf.evaluation.public_sets import PUBLIC_SETS, ROBUSTNESS
 from basic_tf.evaluation.suite import DESCRIBED, SuiteResult
 
 _SHOWN_PIXELS = 96
@@ -23,10 +24,17 @@ TITLES = {
 
 def results(suite: SuiteResult, provenance: dict) -> dict:
     """The content of results.json."""
+    optional = {
+        "multi_label": {name: result.summary() for name, result in suite.multi_label.items()},
+        "missing": suite.missing,
+        # The templates of tests that have their own, as public ones have.
+        "templates": {name: list(test.templates) for name, test in suite.tests.items() if test.templates},
+    }
     return {
         "zero_shot": {name: result.summary() for name, result in suite.zero_shot.items()},
         "summary": suite.summary(),
         "retrieval": suite.retrieval or {},
+        **{key: value for key, value in optional.items() if value},
         "provenance": {
             **provenance,
             "templates": list(suite.templates),
@@ -36,7 +44,7 @@ def results(suite: SuiteResult, provenance: dict) -> dict:
     }
 
 
-def write(suite: SuiteResult, output_dir: str, data_dir: str, provenance: dict) -> dict:
+def write(suite: SuiteResult, output_dir: str, provenance: dict) -> dict:
     """Writes results.json, results.md, predictions.png and accuracy.png into a folder; returns the results.
 
     results.json holds nothing that differs between two runs of the same weights on the same machine: the same
@@ -47,9 +55,12 @@ def write(suite: SuiteResult, output_dir: str, data_dir: str, provenance: dict) 
     _write_text(
         posixpath.join(output_dir, "results.json"), json.dumps(content, indent=2, ensure_ascii=False) + "\n"
     )
-    write_bars(posixpath.join(output_dir, BARS_FILE), content)
-    write_grid(posixpath.join(output_dir, GRID_FILE), suite, data_dir)
-    _write_text(posixpath.join(output_dir, "results.md"), markdown(content, (BARS_FILE, GRID_FILE)))
+    figures = ()
+    if suite.zero_shot:
+        write_bars(posixpath.join(output_dir, BARS_FILE), content)
+        write_grid(posixpath.join(output_dir, GRID_FILE), suite)
+        figures = (BARS_FILE, GRID_FILE)
+    _write_text(posixpath.join(output_dir, "results.md"), markdown(content, figures))
     return content
 
 
@@ -91,6 +102,16 @@ def markdown(content: dict, figures: Sequence[str] = ()) -> str:
         lines.append(
             f"| {title} | {cells} | {100 / entry['classes']:.2g} | {entry['examples']} | {entry['classes']} |"
         )
+    for name, entry in content.get("multi_label", {}).items():
+        share = _percent(entry["mean_average_precision"])
+        lines += [
+            "",
+            f"{name}: mean average precision {share} % ({entry['examples']} pictures, {entry['classes']} labels).",
+        ]
+    lines += _published(content)
+    if content.get("missing"):
+        lines += ["", "Left out, because their pictures are not on disk:", ""]
+        lines += [f"- {line}" for line in content["missing"].values()]
     if content["retrieval"]:
         lines += ["", "## Retrieval", "", "| direction | R@1 % | R@5 % | R@10 % | queries | candidates |"]
         lines.append("|---|---:|---:|---:|---:|---:|")
@@ -112,6 +133,24 @@ def markdown(content: dict, figures: Sequence[str] = ()) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _published(content: dict) -> list[str]:
+    """The paper's tables with published rows, for the public tests that were evaluated."""
+    entries = content["zero_shot"] | content.get("multi_label", {})
+    ours = {name: entries[name][PUBLIC_SETS[name].figure] for name in PUBLIC_SETS if name in entries}
+    titles = {
+        name: one.title
+        + {"mean_per_class": " (per class)", "mean_average_precision": " (mAP)"}.get(one.figure, "")
+        for name, one in PUBLIC_SETS.items()
+    }
+    others = tuple(name for name in PUBLIC_SETS if name not in ROBUSTNESS)
+    tables = [published.table(ours, tests, titles) for tests in (ROBUSTNESS, others)]
+    tables = [lines for lines in tables if lines]
+    if not tables:
+        return []
+    note = "Per cent. Published rows are of larger models and private data; a row marked as a recollection is no citation."
+    return ["", "## Beside published figures", "", note] + [line for lines in tables for line in ("", *lines)]
+
+
 def write_bars(path: str, content: dict) -> None:
     """The bar chart of results.json."""
     entries = content["zero_shot"]
@@ -127,7 +166,7 @@ def write_bars(path: str, content: dict) -> None:
     )
 
 
-def write_grid(path: str, suite: SuiteResult, data_dir: str, for_each: int = 6) -> None:
+def write_grid(path: str, suite: SuiteResult, for_each: int = 6) -> None:
     """A row of pictures from each test, evenly spread over the kept ones, never chosen by how well they
     did.
     """
@@ -138,7 +177,7 @@ def write_grid(path: str, suite: SuiteResult, data_dir: str, for_each: int = 6) 
         count = min(for_each, len(result.kept_records))
         chosen = np.linspace(0, len(result.kept_records) - 1, count).round().astype(int)
         classes = suite.classes[name]
-        images = datasets.open_test(data_dir, name).read_images(result.kept_records[chosen])
+        images = suite.tests[name].read_images(result.kept_records[chosen])
         rows.append(
             pictures.GridRow(
                 name.replace("_", " "),

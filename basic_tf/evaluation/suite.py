@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from basic_tf.evaluation import datasets, prompts, retrieval, zero_shot
+from basic_tf.evaluation import average_precision, datasets, prompts, public_tests, retrieval, zero_shot
 from basic_tf.evaluation.encoder import Encoder
+from basic_tf.evaluation.weight_cache import WeightCache
 
 # The styles whose mean top-1 sums up the robustness of the emoji demo; all show the same 200 concepts.
 HELD_OUT_STYLES = ("openmoji", "emojione-v1", "fxemoji")
@@ -17,7 +18,9 @@ DESCRIBED = "_described"
 @dataclasses.dataclass
 class SuiteResult:
     """zero_shot: results by test, in the order of the report. classes: the class names by test. seconds: all
-    of it. tests: what was opened, by test. embeddings: where they were asked for, (unit rows [N, E], labels [N]) by test.
+    of it. tests: what was opened, by test. multi_label: results of the tests with several labels to a picture. missing:
+    tests that are not on disk, each with the line that says how to get it. embeddings: where they were asked for,
+    (unit rows [N, E], labels [N]) by test.
     """
 
     zero_shot: dict[str, zero_shot.ZeroShotResult]
@@ -28,6 +31,8 @@ class SuiteResult:
     canonicalisation: str
     seconds: float
     tests: dict[str, datasets.TestSet] = dataclasses.field(default_factory=dict)
+    multi_label: dict[str, average_precision.MultiLabelResult] = dataclasses.field(default_factory=dict)
+    missing: dict[str, str] = dataclasses.field(default_factory=dict)
     embeddings: dict[str, tuple[np.ndarray, np.ndarray]] = dataclasses.field(default_factory=dict)
 
     def summary(self) -> dict:
@@ -52,7 +57,7 @@ def report_order(names: Sequence[str]) -> list[str]:
 
 def run(
     encoder: Encoder,
-    data_dir: str,
+    data_dir: str | None,
     templates: Sequence[str],
     tests: Sequence[str] | None = None,
     described_templates: Sequence[str] = prompts.BARE_TEMPLATES,
@@ -61,14 +66,19 @@ def run(
     with_retrieval: bool = True,
     keep: int = 1000,
     say: Callable[[str], None] = lambda line: None,
+    open_test: Callable[[str], datasets.TestSet] | None = None,
+    cache: WeightCache | None = None,
     keep_embeddings: bool = False,
 ) -> SuiteResult:
     """Evaluates the tests of a data folder (all of them if `tests` is None).
 
+    open_test: opens a test by name, where not all are in the data folder; a test for which it raises MissingTestError is
+    said and left out, the others run. cache: classifiers on disk. keep_embeddings: of all pictures, for `analysis`.
+
     A test whose classes all have a `described` text and whose name begins with "held_out_concepts" is
     evaluated a second time with those texts, as `<name>_described`, in `described_templates`. subsets: class
-    masks by test. say: takes one line of progress at a time. keep_embeddings: of all pictures, for `analysis`.
-    FileNotFoundError if there is no test.
+    masks by test. say: takes one line of progress at a time. FileNotFoundError if there is no test, or none
+    of them on disk.
     """
     begin = time.monotonic()
     names = report_order(datasets.test_names(data_dir)) if tests is None else list(tests)
@@ -77,17 +87,33 @@ def run(
     def weights_for(texts, in_templates):
         class_prompts = tuple(prompts.class_prompts(texts, in_templates, canonicalisation))
         if class_prompts not in weights_of:
-            weights_of[class_prompts] = zero_shot.class_weights(encoder, class_prompts)
+
+            def made():
+                return zero_shot.class_weights(encoder, class_prompts)
+
+            weights_of[class_prompts] = made() if cache is None else cache.weights(class_prompts, made)
         return weights_of[class_prompts]
 
-    results, classes, opened, kept = {}, {}, {}, {}
+    results, classes, opened, multi_label, missing, kept = {}, {}, {}, {}, {}, {}
     for name in names:
-        opened[name] = test = datasets.open_test(data_dir, name)
-        variants = [(name, test.classes, templates)]
+        try:
+            test = datasets.open_test(data_dir, name) if open_test is None else open_test(name)
+        except public_tests.MissingTestError as error:
+            missing[name] = str(error)
+            say(f"left out: {error}")
+            continue
+        opened[name] = test
+        if test.multi_label:
+            multi_label[name] = _evaluate_multi_label(
+                encoder, test, weights_for(test.classes, test.templates or templates)
+            )
+            say(f"{name}: mean average precision {100 * multi_label[name].mean_average_precision:.1f} %")
+            continue
+        variants = [(name, test.classes, test.templates or templates)]
         if test.described is not None and name.startswith("held_out_concepts"):
             variants.append((name + DESCRIBED, test.described, described_templates))
         weights = [weights_for(texts, in_templates) for _, texts, in_templates in variants]
-        subset = (subsets or {}).get(name)
+        subset = (subsets or {}).get(name, test.subset)
         classifiers = [zero_shot.ZeroShotClassifier(rows, subset=subset, keep=keep) for rows in weights]
         for images, labels, records in test.batches():
             embeddings = encoder.encode_image_bytes(images)  # once for all variants
@@ -104,8 +130,10 @@ def run(
                 f"({entry.examples} pictures, {entry.candidates} classes)"
             )
 
+    if missing and not opened:
+        raise FileNotFoundError("; ".join(missing.values()))
     recalls = None
-    retrieval_set = datasets.open_retrieval(data_dir) if with_retrieval else None
+    retrieval_set = datasets.open_retrieval(data_dir) if with_retrieval and data_dir else None
     if retrieval_set is not None:
         recalls = evaluate_retrieval(encoder, retrieval_set)
         say(
@@ -121,8 +149,17 @@ def run(
         canonicalisation,
         time.monotonic() - begin,
         opened,
+        multi_label,
+        missing,
         {name: tuple(np.concatenate(part) for part in zip(*parts)) for name, parts in kept.items()},
     )
+
+
+def _evaluate_multi_label(encoder: Encoder, test, weights: np.ndarray) -> average_precision.MultiLabelResult:
+    classifier = average_precision.MultiLabelClassifier(weights)
+    for images, labels, _ in test.batches():
+        classifier.update(encoder.encode_image_bytes(images), labels)
+    return classifier.result()
 
 
 def evaluate_retrieval(encoder: Encoder, retrieval_set: datasets.RetrievalSet) -> dict[str, dict]:

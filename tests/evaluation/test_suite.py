@@ -144,7 +144,7 @@ def test_tests_that_share_classes_share_weights(evaluated, data_dir):
 
 def test_results_files(evaluated, data_dir, tmp_path):
     provenance = {"model": "runs/x", "step": 5, "versions": {"tensorflow": "2.20.0"}}
-    content = report.write(evaluated[0], str(tmp_path), data_dir, provenance)
+    content = report.write(evaluated[0], str(tmp_path), provenance)
     first = (tmp_path / "results.json").read_bytes()
     assert json.loads(first) == content
     entry = content["zero_shot"]["openmoji"]
@@ -158,9 +158,7 @@ def test_results_files(evaluated, data_dir, tmp_path):
             assert min(figure.size) > 400
             assert np.asarray(figure.convert("L")).std() > 10
         assert f"({name})" in text
-    report.write(
-        suite.run(ColourEncoder(), data_dir, ("{}", "a picture of a {}")), str(tmp_path), data_dir, provenance
-    )
+    report.write(suite.run(ColourEncoder(), data_dir, ("{}", "a picture of a {}")), str(tmp_path), provenance)
     assert (tmp_path / "results.json").read_bytes() == first  # nothing in it depends on the clock
 
 
