@@ -315,6 +315,7 @@ class _Problem:
         first_row = collectives.replica_index() * self.local if collectives.replicas > 1 else 0
         self.first_row = first_row
         self.batch = tf.cast(_rows_of(self.all_texts), dtype)
+        self.smooth = label_smoothing > 0  # without smoothing its terms are left out: two copies [B, D] less
         self.smoothing = tf.constant(label_smoothing, dtype)
         self.tiles = _Tiles(images, self.all_texts, self.scale, first_row, tile, dtype, product)
         self._choose_shift(texts)
@@ -374,11 +375,13 @@ class _Problem:
         self.rows, self.columns = rows, columns
         loss = tf.reduce_sum(rows) + tf.reduce_sum(self._own(columns))
         loss -= 2 * (1 - self.smoothing) * tf.reduce_sum(positives)
-        # Label smoothing puts a / B on every pair of a row or column: the sum of all logits
-        # is s <sum F, sum G>.
-        self.image_sum = tf.reduce_sum(tf.cast(self.images, self.dtype), 0)
-        self.text_sum = tf.reduce_sum(tf.cast(self.all_texts, self.dtype), 0)
-        loss -= 2 * self.smoothing / self.batch * self.scale * tf.reduce_sum(self.image_sum * self.text_sum)
+        if self.smooth:
+            # Label smoothing puts a / B on every pair of a row or column: the sum of all logits
+            # is s <sum F, sum G>.
+            self.image_sum = tf.reduce_sum(tf.cast(self.images, self.dtype), 0)
+            self.text_sum = tf.reduce_sum(tf.cast(self.all_texts, self.dtype), 0)
+            all_logits = self.scale * tf.reduce_sum(self.image_sum * self.text_sum)
+            loss -= 2 * self.smoothing / self.batch * all_logits
         counts = [tf.reduce_sum(tf.cast(x, self.dtype)) for x in (i2t, t2i)]
         values = tf.stack([loss / 2, *counts, tf.reduce_sum(self.similarities)]) / self.batch
         values = collectives.sum(values) if collectives.replicas > 1 else values
@@ -394,10 +397,11 @@ class _Problem:
             return _pass_b(self.tiles, self.rows, self.columns, shift, weight)
 
         images, texts = tf.cond(self.safe, lambda: run(self.shift), lambda: run(None))
-        smooth = 2 * self.smoothing / self.batch
+        if self.smooth:
+            share = 2 * self.smoothing / self.batch
+            images, texts = images - share * self.text_sum, texts - share * self.image_sum
         factor = self.scale / (2 * self.batch)
-        images = factor * (images - smooth * self.text_sum)
-        texts = factor * (texts - smooth * self.image_sum)
+        images, texts = factor * images, factor * texts
         if self.collectives.replicas > 1:
             texts = self._own(self.collectives.sum(texts))
         log_scale = tf.reduce_sum(tf.cast(self.images, self.dtype) * images)
