@@ -48,6 +48,7 @@ def template_effects(
     labels: np.ndarray,
     resamples: int = 2000,
     seed: int = 0,
+    canonicalisation: str = "as_is",
 ) -> TemplateReport:
     """Top-1 of each template alone and of all together on the same pictures, with paired bootstrap intervals.
 
@@ -59,7 +60,7 @@ def template_effects(
         raise ValueError(f"{len(embeddings)} embeddings need as many labels, received {len(labels)}")
 
     def right(in_templates) -> np.ndarray:
-        weights = zero_shot.class_weights(encoder, class_prompts(classes, in_templates))
+        weights = zero_shot.class_weights(encoder, class_prompts(classes, in_templates, canonicalisation))
         # Equal rows scored once, as in the classifier: only then is a tie a tie.
         unique, column = np.unique(weights, axis=0, return_inverse=True)
         return stable_ranks((embeddings @ unique.T)[:, column.reshape(-1)], labels) < 1

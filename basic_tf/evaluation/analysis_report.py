@@ -48,7 +48,9 @@ def collect(suite: SuiteResult, encoder: Encoder) -> dict:
         templates = suite.tests[name].templates or suite.templates
         # Where a subset competes, template effects would need the classifier's own restriction.
         if len(templates) > 1 and result.candidates == len(classes):
-            effects = analysis.template_effects(encoder, classes, templates, embeddings, labels)
+            effects = analysis.template_effects(
+                encoder, classes, templates, embeddings, labels, canonicalisation=suite.canonicalisation
+            )
             entry["templates"] = {
                 "ensemble": dataclasses.asdict(effects.ensemble),
                 "templates": [dataclasses.asdict(effect) for effect in effects.templates],

@@ -64,6 +64,9 @@ def test_template_effects(case):
     assert good.top1.value > bad.top1.value
     again = analysis.template_effects(encoder, classes, templates, embeddings, labels)
     assert again == report
+    loud = [name.upper() + "!" for name in classes]
+    plain = analysis.template_effects(encoder, loud, templates, embeddings, labels, canonicalisation="plain")
+    assert plain == report
 
 
 def test_intervals_resample_whole_classes():

@@ -1,5 +1,6 @@
 """A data folder from its records to results.json, with an encoder that knows what a colour is called."""
 
+import dataclasses
 import io
 import json
 import subprocess
@@ -257,6 +258,9 @@ def test_analysis_of_an_evaluation(data_dir, tmp_path):
     assert [effect["ensemble_gain"]["value"] for effect in entry["templates"]["templates"]] == [0.0, 0.0]
     # Examples come from the other tests of the same seven colours.
     assert [point["shots"] for point in entry["few_shot"]] == [1, 2, 4]
+    # The canonicalisation of the evaluation is that of its analysis.
+    with pytest.raises(ValueError, match="loud"):
+        analysis_report.collect(dataclasses.replace(result, canonicalisation="loud"), ColourEncoder())
     assert "few_shot" not in content["held_out_concepts"] and "confused" in content["held_out_concepts"]
     text = (tmp_path / "analysis.md").read_text()
     assert "## emojione-v1" in text and f"| {NAMES[0]} | {NAMES[1]} | 1 of 1 |" in text
