@@ -11,8 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from absl import flags
 from PIL import Image
 
+from basic_tf import predict as binary
 from basic_tf.evaluation.encoder import SavedModelEncoder
 from basic_tf.prediction import output, pictures, prediction
 from basic_tf.prediction.pictures import Picture, Unreadable
@@ -267,10 +269,6 @@ def predict(*arguments):
 
 def predict_here(*arguments):
     """The same in this process: a new one takes seconds to import TensorFlow."""
-    from absl import flags
-
-    from basic_tf import predict as binary
-
     flags.FLAGS.unparse_flags()
     for name in flags.FLAGS.flags_by_module_dict()["basic_tf.predict"]:
         name.unparse()
