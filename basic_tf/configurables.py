@@ -15,6 +15,7 @@ from basic_tf.data import tokenizer as tokenizer_module
 from basic_tf.evaluation import encoder, evaluator, prompts
 from basic_tf.monitoring import panels
 from basic_tf.optimization import adafactorw, rules, schedules, weight_average
+from basic_tf.parallel import mesh
 from basic_tf.towers import coatnet, coatnet_table, dual_encoder, resolution, text_transformer
 from basic_tf.training import stages, tasks, update_guard, warm_start
 
@@ -60,6 +61,7 @@ _register(records.RecordSource.open, "Records")
 _register(mixture.MixedSource, "Mixture")
 _register(mixture.MixtureOrder)
 _register(prompts.load_templates, "Templates")
+_register(mesh.MeshShape, "Mesh")
 
 
 @gin.configurable(module="basic_tf")
@@ -140,6 +142,15 @@ def model_alone() -> stages.Stage:
         schedule=None,
         rules=rules.everything(),
     )
+
+
+def mesh_shape(shape: str | None, shard_over: str | None) -> mesh.MeshShape:
+    """The mesh of the flags, where given, or of `Mesh` in gin."""
+    given = {"shape": shape, "shard_over": shard_over}
+    try:
+        return gin.get_configurable(mesh.MeshShape)(**{k: v for k, v in given.items() if v is not None})
+    except ValueError as error:
+        raise GinError(str(error).split("\n  In call to configurable")[0]) from error
 
 
 def config_text() -> str:

@@ -8,8 +8,8 @@ What happens, in this order:
 3. Each stage of the recipe in turn: finished stages are passed over, an interrupted one resumes, others warm-start.
 4. With --mode=eval or continuous_eval, the checkpoints of one stage (--stage, or the last) are evaluated instead.
 
-Exit codes: 0 finished; 1 the run cannot work as configured, or failed; 75 stopped by SIGTERM or SIGINT after saving
-(the same command goes on).
+Exit codes: 0 finished; 1 the run cannot work as configured, or failed; 75 stopped by SIGTERM or SIGINT after saving, or
+because another worker is gone (the same command goes on).
 """
 
 import os
@@ -27,11 +27,22 @@ _GIN_PARAM = flags.DEFINE_multi_string(
 )
 _STAGE = flags.DEFINE_string("stage", None, "Only this stage of the recipe (default: all in order).")
 _RUNTIME = flags.DEFINE_enum(
-    "runtime", "one_device", ["one_device", "mirrored", "multi_worker", "tpu"], "Where it runs."
+    "runtime", "one_device", ["one_device", "mirrored", "multi_worker", "tpu", "dtensor"], "Where it runs."
 )
 _TPU = flags.DEFINE_string("tpu", None, "Name or address of the TPU for --runtime=tpu; `local` on a TPU VM.")
 _LOGICAL_DEVICES = flags.DEFINE_integer(
-    "logical_devices", None, "CPU devices that stand in for GPUs with --runtime=mirrored."
+    "logical_devices", None, "CPU devices that stand in for GPUs (mirrored) or accelerators (dtensor)."
+)
+_MESH = flags.DEFINE_string(
+    "mesh",
+    None,
+    "Devices on the batch axis x devices that share each weight, for --runtime=dtensor, e.g. 4x2 (or Mesh.shape in gin).",
+)
+_SHARD_OVER = flags.DEFINE_enum(
+    "shard_over",
+    None,
+    ["batch", "model"],
+    "The axis of the mesh that cuts weights (or Mesh.shard_over in gin).",
 )
 _TRAIN_STEPS = flags.DEFINE_integer(
     "train_steps", None, "Overrides the number of steps of every stage that runs.", 1
@@ -61,22 +72,37 @@ def main(argv: list[str]) -> None:
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)
     # Imports below cost seconds; flags are checked before.
+    import tensorflow as tf
+
     from basic_tf import configurables, runs
     from basic_tf.parallel import runtime as runtime_lib
     from basic_tf.parallel import strategies
     from basic_tf.training import checkpoints, loop, preemption, stage_run, stages
 
+    runtime = None
     try:
         configurables.parse(_GIN_FILE.value, _GIN_PARAM.value)
         recipe = configurables.recipe()
         recipe.check()
         chosen = [recipe.stage(_STAGE.value)] if _STAGE.value else recipe.stages
         strategies.use_all_cores(_THREADS.value)
-        runtime = strategies.create(_RUNTIME.value, _TPU.value, _LOGICAL_DEVICES.value)
+        if _RUNTIME.value == "dtensor":
+            if _MODE.value != "train":
+                raise runtime_lib.DeviceError(
+                    f"--runtime=dtensor trains and does not evaluate (--mode={_MODE.value}); use --mode=train, and "
+                    "beside it --mode=continuous_eval --runtime=one_device in a process of its own"
+                )
+            from basic_tf.optimization import rules
+            from basic_tf.parallel import mesh
+
+            shape = configurables.mesh_shape(_MESH.value, _SHARD_OVER.value)
+            runtime = mesh.create(shape, rules.default_layout, _LOGICAL_DEVICES.value)
+        else:
+            runtime = strategies.create(_RUNTIME.value, _TPU.value, _LOGICAL_DEVICES.value)
         options = stage_run.Options(
             _SEED.value, _STEPS_PER_LOOP.value, _TRAIN_STEPS.value, _PROFILE_STEPS.value
         )
-        if _MODE.value in ("train", "train_and_eval"):
+        if _MODE.value in ("train", "train_and_eval") and runtime.host == 0:
             runs.describe(_MODEL_DIR.value, configurables.config_text(), options)
 
         if _MODE.value in ("eval", "continuous_eval"):
@@ -96,6 +122,18 @@ def main(argv: list[str]) -> None:
             loop.run_stage(
                 stage, _MODEL_DIR.value, runtime, options, stop, evaluator, configurables.show_configuration
             )
+    except tf.errors.OpError as error:
+        if runtime is None or runtime.hosts == 1 or not strategies.is_lost_worker(error):
+            raise
+        reason = str(error.message).splitlines()[0][:200]
+        print(
+            f"train: another worker of this run is gone ({type(error).__name__}: {reason}); restart all workers with "
+            "the same command: they resume from the last checkpoint",
+            file=sys.stderr,
+            flush=True,
+        )
+        # TensorFlow's collectives cannot be used again, nor shut down: they would wait for the one that is gone.
+        os._exit(preemption.EXIT_STOPPED)
     except preemption.Stopped as stopped:
         print(stopped, file=sys.stderr, flush=True)
         sys.exit(preemption.EXIT_STOPPED)

@@ -174,7 +174,9 @@ def contrastive_gradients(
       examples: int32 [B], the index of every row in the global batch, where the rows are not consecutive.
       variables: what to differentiate; None: `model.trainable_variables`.
       training: handed to the towers.
-      tile, label_smoothing, max_inverse_temperature, precision, collectives: see `contrastive_loss`.
+      tile, label_smoothing, max_inverse_temperature, precision, collectives: see `contrastive_loss`. Where the
+        collectives have a `global_view` (a DTensor mesh), the rows are those of the global batch, `microbatch` is
+        still the number of pairs that one device embeds at once, and `examples` must be given.
       reuse_last: keep the activations of the last microbatch through the loss, so that it runs once: 4N - 1
         instead of 4N units of work, for a graph about twice as large and those activations held beside the
         loss tiles.
@@ -186,6 +188,22 @@ def contrastive_gradients(
       ValueError: where the rows do not match, or the microbatch does not divide them; where an accumulator
         cannot have what it needs.
     """
+    if getattr(collectives, "global_view", False):
+        from basic_tf.contrastive import global_view
+
+        if accumulator is not None or reuse_last:
+            raise ValueError("an accumulator and reuse_last need one device; a mesh has neither")
+        options = {
+            "tile": tile,
+            "label_smoothing": label_smoothing,
+            "max_inverse_temperature": max_inverse_temperature,
+            "precision": precision,
+        }
+        variables = list(model.trainable_variables if variables is None else variables)
+        return global_view.contrastive_gradients(
+            model, images, token_ids, microbatch, collectives,
+            noise_key=noise_key, examples=examples, variables=variables, training=training, **options,
+        )  # fmt: skip
     collectives = collectives or OneReplica()
     images, token_ids = (x if callable(x) else tf.convert_to_tensor(x) for x in (images, token_ids))
     pairs = count_rows(images, token_ids, batch)

@@ -82,6 +82,16 @@ def read_metrics(path: str) -> list[dict]:
     return records
 
 
+class NoLog:
+    """The log of a process that is not the first: it writes nothing."""
+
+    def write(self, step: int, metrics: Mapping[str, object], kind: str = "train") -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        """Nothing."""
+
+
 def _line(record: Mapping[str, object]) -> str:
     return json.dumps(_plain(record), ensure_ascii=False, allow_nan=False) + "\n"
 

@@ -1,7 +1,7 @@
 """Where a step runs: the small interface that training code asks, whatever the devices are.
 
 Two families stand behind it: `strategies.py` (tf.distribute: one device, mirrored, multi-worker, TPU) and, for sharded
-weights, DTensor. Step code never names either.
+weights, `mesh.py` (DTensor). Step code never names either.
 
 A training step has two halves. The *replica half* runs once per replica on that replica's rows: forward, backward,
 then `sum` over replicas. The *update half* runs once and applies the summed gradients. Keras 3 variables have no
@@ -10,7 +10,7 @@ aggregation under tf.distribute and drift apart silently when they are assigned 
 
 import abc
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import tensorflow as tf
 
@@ -20,7 +20,13 @@ class DeviceError(ValueError):
 
 
 class Collectives(abc.ABC):
-    """What the replica half of a step may ask of the other replicas. Never call these inside a TensorFlow loop."""
+    """What the replica half of a step may ask of the other replicas. Never call these inside a TensorFlow loop.
+
+    global_view: whether the replica half sees the rows of the global batch as logical tensors (a mesh), and asks for
+    layouts, instead of seeing this replica's rows.
+    """
+
+    global_view = False
 
     @property
     @abc.abstractmethod
@@ -55,6 +61,7 @@ class Runtime(abc.ABC):
     collectives: Collectives | None
     host_loop: bool
     strategy: tf.distribute.Strategy | None
+    model_axis: int = 1  # devices that share each weight
 
     @abc.abstractmethod
     def scope(self) -> contextlib.AbstractContextManager:
@@ -66,6 +73,17 @@ class Runtime(abc.ABC):
 
         host_rows(host, hosts) is a dataset of this host's rows of each global batch, in the order of the rows.
         """
+
+    def place(self, parameters: Mapping[str, object], layouts: Mapping[str, tuple]) -> None:  # noqa: B027
+        """Cuts parameters as their rules say; only a mesh does (one entry per dimension: None or "model")."""
+
+    def step_function(self, step: Callable) -> Callable:
+        """The step, compiled. No autograph: every loop of ours is an explicit tf.while_loop."""
+        return tf.function(step, autograph=False)
+
+    def replicated(self, value: tf.Tensor) -> tf.Tensor:
+        """A host value as the step wants it."""
+        return value
 
     @abc.abstractmethod
     def run(self, replica_half: Callable, args: Sequence):
@@ -82,6 +100,10 @@ class Runtime(abc.ABC):
     @abc.abstractmethod
     def local(self, value):
         """One copy of a nest of per-replica results that are equal on all replicas."""
+
+    def any_host(self, flags: Sequence[bool]) -> list[bool]:
+        """Each flag, true if it is true on any host. All hosts must ask together; nobody goes on before all have."""
+        return [bool(flag) for flag in flags]
 
     @abc.abstractmethod
     def replica_spread(self, variables: dict[str, tf.Variable]) -> dict[str, float]:

@@ -52,6 +52,7 @@ class StrategyRuntime(runtime.Runtime):
         self.host, self.hosts = host, hosts
         self.collectives = ReplicaCollectives(self.replicas) if self.replicas > 1 else None
         self.host_loop = name != "tpu"
+        self._sum_of_flags = None
 
     def scope(self) -> contextlib.AbstractContextManager:
         """The strategy's scope."""
@@ -111,6 +112,20 @@ class StrategyRuntime(runtime.Runtime):
             return value
         return tf.nest.map_structure(lambda v: self.strategy.experimental_local_results(v)[0], value)
 
+    def any_host(self, flags: Sequence[bool]) -> list[bool]:
+        """A sum over the replicas of every host, by the strategy's own collectives."""
+        if self.hosts == 1:
+            return super().any_host(flags)
+        if self._sum_of_flags is None:
+
+            @tf.function(autograph=False)
+            def sum_of_flags(own):
+                return self.strategy.run(self.collectives.sum, args=(own,))
+
+            self._sum_of_flags = sum_of_flags
+        sums = self.local(self._sum_of_flags(tf.constant(flags, tf.float32)))
+        return [bool(value > 0) for value in sums.numpy()]
+
     def replica_spread(self, variables: dict[str, tf.Variable]) -> dict[str, float]:
         """Compares the local copies of every variable."""
         spread = {}
@@ -123,6 +138,17 @@ class StrategyRuntime(runtime.Runtime):
             if any(differences):
                 spread[path] = float(max(differences))
         return spread
+
+
+def is_lost_worker(error: tf.errors.OpError) -> bool:
+    """Whether an error of a collective says that another worker has died or hangs."""
+    kinds = (
+        tf.errors.UnavailableError,
+        tf.errors.AbortedError,
+        tf.errors.CancelledError,
+        tf.errors.DeadlineExceededError,
+    )
+    return isinstance(error, kinds) or "Collective ops is aborted" in str(error.message)
 
 
 def use_all_cores(threads: int | None = None) -> int:

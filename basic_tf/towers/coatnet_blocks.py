@@ -200,13 +200,14 @@ class MBConv(Block):
         )
 
     def _convolved(self, x, training):
+        convolve = ops.sharded_depthwise_conv if self.depthwise.on_mesh else ops.depthwise_conv
         if _is_affine(self.expand_norm, training):
             kernel, bias = _melted(self.depthwise, self.depthwise_norm)
-            y = ops.depthwise_conv(ops.gelu(x), tf.cast(kernel, x.dtype), self.depthwise_stride)
+            y = convolve(ops.gelu(x), tf.cast(kernel, x.dtype), self.depthwise_stride)
             return (tf.nn.bias_add(y, tf.cast(bias, x.dtype)),)
         y, found = self.expand_norm.apply(x, training)
         return (
-            ops.depthwise_conv(ops.gelu(y), self.depthwise.weight("kernel"), self.depthwise_stride),
+            convolve(ops.gelu(y), self.depthwise.weight("kernel"), self.depthwise_stride),
             *found,
         )
 
@@ -217,7 +218,8 @@ class MBConv(Block):
         x = ops.gelu(x)
         if self.squeeze is not None:
             means = tf.cast(tf.reduce_mean(tf.cast(x, ops.wide(x.dtype)), (1, 2)), x.dtype)
-            gate = tf.sigmoid(self.excite.project(tf.nn.silu(self.squeeze.project(means))))
+            silu = ops.sharded_silu if self.squeeze.on_mesh else tf.nn.silu
+            gate = tf.sigmoid(self.excite.project(silu(self.squeeze.project(means))))
             x = x * tf.reshape(gate, (-1, 1, 1, self.inner))
         return (self.shrink.project(x), *found)
 

@@ -13,7 +13,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from basic_tf.parallel.weights import gathered
+from basic_tf.parallel.weights import gathered, layout_of
 from basic_tf.randomness import Noise, uniform
 from basic_tf.towers import ops
 
@@ -145,6 +145,11 @@ class Block(keras.layers.Layer):
     def weight(self, name: str, dtype=None) -> tf.Tensor:
         """The whole weight `name` of this block, in the computation dtype or the given one."""
         return gathered(self._created[name], dtype or self.compute_dtype)
+
+    @property
+    def on_mesh(self) -> bool:
+        """Whether this block's own weights are DTensor variables, for which some operations need another form."""
+        return any(layout_of(variable) is not None for variable in self._created.values())
 
     @property
     def wide_dtype(self) -> tf.DType:
@@ -292,9 +297,8 @@ class BatchNorm(Block):
         return y, [tf.stop_gradient(value) for value in statistics]
 
     def _may_fuse(self, x: tf.Tensor) -> bool:
-        on_mesh = hasattr(getattr(self._created["scale"], "value", None), "layout")
         few = x.shape[0] is not None and x.shape[0] // self.group <= 64
-        return few and x.dtype != tf.float64 and not on_mesh
+        return few and x.dtype != tf.float64 and not self.on_mesh
 
 
 def stochastic_depth(

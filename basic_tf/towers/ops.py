@@ -109,6 +109,59 @@ def depthwise_conv(x: tf.Tensor, kernel: tf.Tensor, stride: int = 1) -> tf.Tenso
     return tf.nn.depthwise_conv2d(x, kernel, (1, stride, stride, 1), "SAME")
 
 
+def sharded_depthwise_conv(x: tf.Tensor, kernel: tf.Tensor, stride: int = 1) -> tf.Tensor:
+    """`depthwise_conv` with gradients written out: the native ones have no DTensor layout rule.
+
+    With p rows of padding before the picture, y[o] = sum_t x[o s + t - p] w[t], so
+    dx[h] = sum_t dy[(h + p - t) / s] w[t]: a convolution of dy, spread out with zeros, by the turned kernel; and
+    dw[t] = sum_o x[o s + t - p] dy[o]: one product with shifted rows for each t. Columns alike.
+    """
+
+    @tf.custom_gradient
+    def computed(x, kernel):
+        side = kernel.shape[0]
+        outputs = [-(-size // stride) for size in x.shape[1:3]]
+        total = [max((o - 1) * stride + side - h, 0) for o, h in zip(outputs, x.shape[1:3])]
+        before = [n // 2 for n in total]
+
+        def gradient(dy):
+            spread, pads = dy, []
+            for axis, (o, h, p) in enumerate(zip(outputs, x.shape[1:3], before), 1):
+                shape = list(spread.shape)
+                if stride > 1:
+                    spread = tf.reshape(spread, (-1, *shape[1 : axis + 1], 1, *shape[axis + 1 :]))
+                    spread = tf.pad(spread, [(0, stride - 1 if a == axis + 1 else 0) for a in range(5)])
+                    shape[axis] *= stride
+                    spread = tf.reshape(spread, (-1, *shape[1:]))
+                left = side - 1 - p
+                pads.append((left, h + side - 1 - left - ((o - 1) * stride + 1)))
+            spread = spread[:, : (outputs[0] - 1) * stride + 1, : (outputs[1] - 1) * stride + 1, :]
+            spread = tf.pad(spread, [(0, 0), *pads, (0, 0)])
+            turned = tf.gather(
+                tf.gather(kernel, np.arange(side)[::-1], axis=0), np.arange(side)[::-1], axis=1
+            )
+            dx = tf.nn.depthwise_conv2d(spread, turned, (1, 1, 1, 1), "VALID")
+
+            padded = tf.pad(x, [(0, 0), *((p, t - p) for p, t in zip(before, total)), (0, 0)])
+            ends = [(o - 1) * stride + 1 for o in outputs]
+            parts = []
+            for i, j in np.ndindex(side, side):
+                rows = padded[:, i : i + ends[0] : stride, j : j + ends[1] : stride, :]
+                product = tf.cast(rows, wide(x.dtype)) * tf.cast(dy, wide(x.dtype))
+                parts.append(tf.reduce_sum(product, (0, 1, 2)))
+            dw = tf.reshape(tf.concat(parts, 0), kernel.shape)
+            return dx, tf.cast(dw, kernel.dtype)
+
+        return depthwise_conv(x, kernel, stride), gradient
+
+    return computed(x, kernel)
+
+
+def sharded_silu(x: tf.Tensor) -> tf.Tensor:
+    """x sigmoid(x). tf.nn.silu carries a scalar through a custom gradient, which DTensor misplaces in a loop."""
+    return x * tf.sigmoid(x)
+
+
 def max_pool(x: tf.Tensor) -> tf.Tensor:
     """2 x 2 maximum, stride 2, padding 'SAME': [B, H, W, C] -> [B, ceil(H / 2), ceil(W / 2), C]."""
     return tf.nn.max_pool2d(x, 2, 2, "SAME")

@@ -26,6 +26,8 @@ import safetensors.numpy
 import tensorflow as tf
 from absl import logging
 
+from basic_tf.parallel import weights
+
 _FOLDER = re.compile(r"^step-(\d{9})$")
 _MANIFEST = "manifest.json"
 _FILE_BYTES = 1 << 30
@@ -199,7 +201,7 @@ def assign(arrays: dict[str, np.ndarray], variables: dict[str, tf.Variable], sou
     if wrong:
         raise CheckpointError(f"{source} is of another model: {_some('shapes differ:', wrong)}")
     for path, variable in variables.items():
-        variable.assign(tf.cast(arrays[path], variable.dtype))
+        weights.assign_array(variable, arrays[path])
 
 
 def _some(verb: str, paths: list[str]) -> str:

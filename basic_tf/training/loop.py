@@ -74,7 +74,9 @@ def run_stage(
             report = run.warm_start(run_folder)
             print("\n".join(report.lines()) if report else f"stage {stage.name}: from scratch", flush=True)
         _train(run, (metadata or {}).get("clock"), stop, evaluator, at_start)
-    mark_finished(folder, int(run.global_step))
+    if runtime.host == 0:
+        mark_finished(folder, int(run.global_step))
+    runtime.any_host([False])  # the others must not look for what the first host has not written yet
 
 
 def _train(run: StageRun, clock: dict | None, stop: preemption.StopRequest, make_evaluator, at_start) -> None:
@@ -95,15 +97,20 @@ def _train(run: StageRun, clock: dict | None, stop: preemption.StopRequest, make
         run.total_steps,
         stage.batch_size,
         2.0 * run.task.multiply_adds_per_example(set(run.trained)),
-        flops.gemm_rate(os.path.join(os.path.dirname(run.folder), "matrix_rate.json")),
+        flops.gemm_rate(os.path.join(os.path.dirname(run.folder), "matrix_rate.json")) if chief else None,
         name=stage.name,
         unit=run.task.unit,
         shown=run.task.shown,
         state=clock,
         **({} if chief else {"stream": None}),
     )
-    log = metrics_log.MetricsLog(os.path.join(run.folder, "metrics.jsonl"), resumed_step=int(run.global_step))
-    profiler = profile.Profiler(run.options.profile_steps, run.folder)
+    # One host writes; the others have the same figures.
+    log = (
+        metrics_log.MetricsLog(os.path.join(run.folder, "metrics.jsonl"), resumed_step=int(run.global_step))
+        if chief
+        else metrics_log.NoLog()
+    )
+    profiler = profile.Profiler(run.options.profile_steps if chief else None, run.folder)
 
     def report_evaluation(figures: dict[str, float]) -> None:
         log.write(int(run.global_step), figures, kind="evaluation")
@@ -138,20 +145,21 @@ def _train(run: StageRun, clock: dict | None, stop: preemption.StopRequest, make
     def save_if_due(output) -> None:
         step = int(run.global_step)
         due = (
-            stop.requested is not None
-            or step == run.total_steps
+            step == run.total_steps
             or (stage.checkpoint_steps and step - saved_at["step"] >= stage.checkpoint_steps)
             or time.monotonic() - saved_at["time"] >= stage.checkpoint_seconds
         )
-        if due and chief and step != saved_at["step"]:
+        # Hosts have clocks and signals of their own: what one of them wants, all do at the same step.
+        stopping, due = runtime.any_host([stop.requested is not None, bool(due)])
+        if (stopping or due) and step != saved_at["step"]:
             refuse_broken_loss(output)  # a checkpoint of broken weights would be resumed from for ever
             with line.pause("saving"):
                 run.save(line.state())
             saved_at.update(step=step, time=time.monotonic())
-        if stop.requested is not None and step < run.total_steps:
+        if stopping and step < run.total_steps:
             raise preemption.Stopped(
-                f"stage {stage.name}: {stop.requested} at step {step:,} of {run.total_steps:,}; saved. "
-                "Run the same command again to go on"
+                f"stage {stage.name}: {stop.requested or 'another host was told to stop'} at step {step:,} of "
+                f"{run.total_steps:,}; saved. Run the same command again to go on"
             )
 
     def paused_evaluation(evaluate):
@@ -171,9 +179,9 @@ def _train(run: StageRun, clock: dict | None, stop: preemption.StopRequest, make
             evaluator=evaluator,
             steps_per_loop=run.options.steps_per_loop,
             strategy=runtime.strategy,
-            summary_dir=run.folder,
+            summary_dir=run.folder if chief else None,
             summary_interval=None,
-            eval_summary_dir=os.path.join(run.folder, "evaluation"),
+            eval_summary_dir=os.path.join(run.folder, "evaluation") if chief else None,
             train_actions=[report, save_if_due],
         )
         if at_start is not None:

@@ -9,8 +9,9 @@ import zlib
 import numpy as np
 import tensorflow as tf
 
-from basic_tf.optimization import slot_accumulation
+from basic_tf.optimization import rules, slot_accumulation
 from basic_tf.parallel import runtime as runtime_lib
+from basic_tf.parallel import weights
 from basic_tf.training import checkpoints, warm_start
 from basic_tf.training.stages import ConfigurationError, Stage
 
@@ -88,6 +89,7 @@ class StageRun:
                 raise ConfigurationError(
                     f"stage {stage.name} trains nothing: its rules freeze every parameter"
                 )
+            runtime.place(parameters, self._layouts(trainable, resolved))
             self.schedule = stage.schedule(total_steps=self.total_steps)
             self.optimizer = stage.optimizer(self.schedule, rules=resolved)
             self.optimizer.build(self.trained)
@@ -105,6 +107,11 @@ class StageRun:
                             f"stage {stage.name}: {option} uses gradients before all of them are known, so that no update "
                             f"can be passed over; set Stage.update_guard or Contrastive.{option} to None"
                         )
+                if runtime.collectives is not None and runtime.collectives.global_view:
+                    raise ConfigurationError(
+                        f"stage {stage.name}: Stage.update_guard does not work on a mesh yet; set it to None, or "
+                        "use another --runtime than dtensor"
+                    )
                 self.guard = stage.update_guard()
                 self.guard.build()
         self.parameters = parameters
@@ -116,6 +123,15 @@ class StageRun:
                 f"{self.runtime.name}. Use --runtime=one_device, or set it to None"
             )
         slot_accumulation.check(self.optimizer, self.task.accumulate_in_slots)
+
+    def _layouts(self, parameters: dict, resolved: dict[str, rules.Rule]) -> dict[str, tuple]:
+        """Where rules name a layout themselves; elsewhere the default was taken when the variable was made."""
+        size = self.runtime.model_axis
+        return {
+            path: rules.layout_of(path, tuple(parameters[path].shape), rule, size)
+            for path, rule in resolved.items()
+            if rule.layout is not None
+        }
 
     def state(self) -> dict[str, tf.Variable]:
         """Every variable of a checkpoint by path."""
@@ -133,7 +149,7 @@ class StageRun:
         if self.average is None:
             yield
             return
-        own = {path: np.array(variable) for path, variable in self.trained.items()}
+        own = {path: np.array(weights.logical_array(variable)) for path, variable in self.trained.items()}
         try:
             for path, value in self.average.averaged(int(self.global_step)).items():
                 self.trained[path].assign(value)
@@ -142,28 +158,32 @@ class StageRun:
             for path, value in own.items():
                 self.trained[path].assign(value)
 
-    def save(self, clock: dict) -> str:
-        """Writes a checkpoint of the present state.
+    def save(self, clock: dict) -> None:
+        """Writes a checkpoint of the present state. All hosts call it together, the first one writes.
 
         Refuses (RuntimeError) if the replicas have drifted apart, and (FloatingPointError) if a weight is not finite: a
         later start would resume from it for ever.
         """
         state = self.state()
-        spread = self.runtime.replica_spread({path: _plain(variable) for path, variable in state.items()})
+        spread = self.runtime.replica_spread(
+            {path: weights.underlying(variable) for path, variable in state.items()}
+        )
         if spread:
             worst = max(spread, key=spread.get)
             raise RuntimeError(
                 f"replicas differ at step {int(self.global_step)}: {len(spread)} variables, most {worst} by "
                 f"{spread[worst]:.3g}; the checkpoint was not written. This is a bug in a step that assigns in a replica"
             )
-        arrays = {path: np.asarray(variable) for path, variable in state.items()}
+        arrays = {path: weights.logical_array(variable) for path, variable in state.items()}
         broken = [path for path, array in arrays.items() if not np.isfinite(array.astype(np.float32)).all()]
         if broken:
             raise FloatingPointError(
                 f"stage {self.stage.name}: {len(broken)} arrays are not finite after step {int(self.global_step)} "
                 f"({', '.join(broken[:3])}); the checkpoint was not written. Lower the learning rate, or raise the warm-up"
             )
-        return checkpoints.save(
+        if self.runtime.host:
+            return
+        checkpoints.save(
             checkpoint_folder(self.folder),
             int(self.global_step),
             arrays,
@@ -209,10 +229,6 @@ class StageRun:
             for path, slot in self.average.slots().items():
                 slot.assign(tf.cast(self.trained[path.removesuffix("/average")], slot.dtype))
         return report
-
-
-def _plain(variable) -> tf.Variable:
-    return variable if isinstance(variable, tf.Variable) else variable.value
 
 
 def built(stage: Stage, folder: str, runtime: runtime_lib.Runtime, options: Options) -> StageRun:

@@ -143,32 +143,44 @@ class Classification(Task):
             logits = tower.logits(features)
             loss = tf.reduce_sum(self._losses(logits, labels)) / tf.cast(global_batch, logits.dtype)
         gradients = tape.gradient(loss, variables, unconnected_gradients=tf.UnconnectedGradients.ZERO)
-        best = tf.argmax(logits, axis=1, output_type=tf.int32)
-        hits = tf.gather(labels, best, batch_dims=1) > 0
+        # A product with one-hot rows and not tf.gather(batch_dims=1), which no mesh can lay out.
+        best = tf.one_hot(
+            tf.argmax(logits, axis=1, output_type=tf.int32), logits.shape[1], dtype=labels.dtype
+        )
+        hits = tf.reduce_sum(labels * best, axis=1) > 0
         precision = tf.reduce_sum(tf.cast(hits, loss.dtype)) / tf.cast(global_batch, loss.dtype)
         return [tf.convert_to_tensor(g) for g in gradients], statistics, loss, precision
 
     def step(self, batch, noise_key, variables, collectives) -> StepResult:
         """Gradients of the mean loss over the global batch, microbatch by microbatch."""
         images, labels, examples = batch["images"], batch["labels"], batch["examples"]
-        rows = images.shape[0]
         replicas = collectives.replicas if collectives else 1
+        mesh = collectives if collectives and collectives.global_view else None
+        global_batch = images.shape[0] * (1 if mesh else replicas)
+        rows = global_batch // replicas
         size = self._microbatch or rows
         if rows % size:
             raise ValueError(f"{rows} rows per replica cannot be cut into microbatches of {size}")
-        parts, global_batch = rows // size, rows * replicas
+        parts = rows // size
+
+        def cut(x, index):
+            return mesh.microbatch(x, index, parts) if mesh else x[index * size : (index + 1) * size]
+
+        def like(values, variables):
+            return [mesh.like(value, v) for value, v in zip(values, variables)] if mesh else values
 
         def part(index):
-            cut = slice(index * size, (index + 1) * size)
-            noise = randomness.Noise(noise_key, examples[cut])
-            return self._part(images[cut], labels[cut], noise, variables, global_batch)
+            noise = randomness.Noise(noise_key, cut(examples, index))
+            images_, labels_ = cut(images, index), cut(labels, index)
+            gradients, *rest = self._part(images_, labels_, noise, variables, global_batch)
+            return like(gradients, variables), *rest
 
         if parts == 1:
             gradients, statistics, loss, precision = part(0)
         else:
             zero = tf.zeros([], tf.as_dtype(variables[0].dtype))
             start = (
-                [tf.zeros(v.shape, v.dtype) for v in variables],
+                like([tf.zeros(v.shape, v.dtype) for v in variables], variables),
                 [tf.zeros(v.shape, v.dtype) for v in self.model.statistic_variables],
                 zero,
                 zero,
@@ -180,7 +192,8 @@ class Classification(Task):
             _, (gradients, statistics, loss, precision) = tf.while_loop(
                 lambda index, _: index < parts, body, (tf.constant(0), start), parallel_iterations=1
             )
-        statistics = [value / (parts * replicas) for value in statistics]
+        # On a mesh the statistics of a microbatch are those of all its devices already.
+        statistics = [value / (parts * (1 if mesh else replicas)) for value in statistics]
         if collectives:
             statistics, loss, precision = collectives.sum((statistics, loss, precision))
         return StepResult(gradients, statistics, {"loss": loss, "precision_at_1": precision})

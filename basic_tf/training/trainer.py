@@ -1,5 +1,6 @@
 """The training step on orbit: the replica half, then the update half, then the step counter."""
 
+import functools
 import time
 from collections.abc import Callable
 
@@ -42,13 +43,12 @@ class Trainer(orbit.AbstractTrainer):
         self._host_rows = host_rows
         self._iterator = None
         self._anchor = next(iter(variables.values()))
-        # No autograph: every loop of ours is an explicit tf.while_loop, and Python is traced as it stands.
-        self._step_function = tf.function(self._one_step, autograph=False)
+        self._step_function = runtime.step_function(self._one_step)
         if task.apply_by_block:
-            if runtime.replicas > 1:
+            if runtime.collectives is not None:
                 raise runtime_lib.DeviceError(
-                    f"apply_by_block applies gradients where they arise, on one device; {runtime.name} has "
-                    f"{runtime.replicas} replicas. Use --runtime=one_device, or leave it off"
+                    f"apply_by_block applies gradients where they arise, on one device; {runtime.name} has several. "
+                    "Use --runtime=one_device, or leave it off"
                 )
             self._step_function = self._step_by_block
         self._loop_function = tf.function(self._steps_in_graph)
@@ -70,7 +70,7 @@ class Trainer(orbit.AbstractTrainer):
             start = time.perf_counter()
             batch = next(self._iterator)
             self._data_wait_seconds += time.perf_counter() - start
-            metrics = self._step_function(batch, self.global_step.read_value())
+            metrics = self._step_function(batch, self.runtime.replicated(self.global_step.read_value()))
             self.global_step.assign_add(1)
         return metrics
 
@@ -82,44 +82,47 @@ class Trainer(orbit.AbstractTrainer):
         return one_step(next(iterator), first_step + tf.cast(num_steps - 1, first_step.dtype))
 
     def _one_step(self, batch, step: tf.Tensor) -> dict[str, tf.Tensor]:
-        noise_key = randomness.step_key(self.seed, step)
-        variables = [self._plain(variable) for variable in self.trained.values()]
-
-        accumulator, options = None, {}
+        accumulator, replica_half, update_half = None, self._replica_half, self._update_half
         if self.task.accumulate_in_slots:
             accumulator = self.optimizer.accumulation(
-                variables, step, correction=self.task.accumulate_in_slots
+                self._variables(), step, correction=self.task.accumulate_in_slots
             )
-            options["accumulator"] = accumulator
+            replica_half = functools.partial(replica_half, accumulator=accumulator)
+            update_half = functools.partial(update_half, accumulator=accumulator)
 
-        def replica_half(batch, noise_key):
-            collectives = self.runtime.collectives
-            result = self.task.step(batch, noise_key, variables, collectives, **options)
-            if collectives:
-                result = result._replace(gradients=collectives.sum(result.gradients))
-            if self.guard is not None:
-                passed_over = self.guard.passes_over(result.metrics["loss"], result.gradients)
-                result = result._replace(metrics=result.metrics | {"update_passed_over": passed_over})
-            return result
-
-        def update_half(gradients, statistics, step):
-            if accumulator is None:
-                self.optimizer.apply(gradients, list(self.trained.values()), step=step)
-            else:
-                accumulator.apply(gradients)
-            if statistics:
-                self.task.model.update_statistics(statistics)
-
-        result = self.runtime.run(replica_half, (batch, noise_key))
+        result = self.runtime.run(replica_half, (batch, step))
         self._update(update_half, (result.gradients, result.statistics, step), result.metrics)
-        self.runtime.update(self._plain(self._anchor), self.task.constrain, ())
+        # Further updates: they must see the weights that the first one assigned.
+        if type(self.task).constrain is not tasks.Task.constrain:
+            self.runtime.update(self._plain(self._anchor), self.task.constrain, ())
         if self.average is not None:
-            # A further update: the average must see the weights that the first one assigned.
             self._update(self.average.update, (step,), result.metrics)
         if self.guard is not None:
             loss, passed_over = result.metrics["loss"], result.metrics["update_passed_over"]
             self.runtime.update(self._plain(self._anchor), self.guard.update, (loss, passed_over))
         return self.runtime.local(result.metrics)
+
+    # The halves are methods and not closures: a mesh traces each of them once and knows it again by its name.
+
+    def _replica_half(self, batch, step: tf.Tensor, accumulator=None) -> tasks.StepResult:
+        collectives = self.runtime.collectives
+        options = {} if accumulator is None else {"accumulator": accumulator}
+        noise_key = randomness.step_key(self.seed, step)
+        result = self.task.step(batch, noise_key, self._variables(), collectives, **options)
+        if collectives:
+            result = result._replace(gradients=collectives.sum(result.gradients))
+        if self.guard is not None:
+            passed_over = self.guard.passes_over(result.metrics["loss"], result.gradients)
+            result = result._replace(metrics=result.metrics | {"update_passed_over": passed_over})
+        return result
+
+    def _update_half(self, gradients, statistics, step: tf.Tensor, accumulator=None) -> None:
+        if accumulator is None:
+            self.optimizer.apply(gradients, list(self.trained.values()), step=step)
+        else:
+            accumulator.apply(gradients)
+        if statistics:
+            self.task.model.update_statistics(statistics)
 
     def _step_by_block(self, batch, step: tf.Tensor) -> dict[str, tf.Tensor]:
         """The step of a task with `apply_by_block`, eagerly: its order of execution is what saves memory."""
@@ -147,6 +150,9 @@ class Trainer(orbit.AbstractTrainer):
             tf.cond(passed_over > 0, lambda: False, lambda: (function(*args), True)[1])
 
         self.runtime.update(self._plain(self._anchor), if_allowed, (metrics["update_passed_over"], *args))
+
+    def _variables(self) -> list[tf.Variable]:
+        return [self._plain(variable) for variable in self.trained.values()]
 
     @staticmethod
     def _plain(variable):

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
+from basic_tf.parallel import weights
 from basic_tf.training import checkpoints
 
 
@@ -118,5 +119,5 @@ def apply(
         shown = "\n  ".join(problems[:8]) + (f"\n  and {len(problems) - 8} more" if len(problems) > 8 else "")
         raise checkpoints.CheckpointError(f"warm start from {source} does not add up:\n  {shown}")
     for path in report.loaded:
-        parameters[path].assign(tf.cast(arrays[path], parameters[path].dtype))
+        weights.assign_array(parameters[path], arrays[path])
     return report

@@ -1,13 +1,15 @@
-"""What can be said of the TPU runtime without a TPU: how it is set up, its loop of steps."""
+"""What can be said of the TPU runtime without a TPU: how it is set up, its loop of steps, its step under XLA."""
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
+from basic_tf import configurables
 from basic_tf.optimization.adafactorw import AdaFactorW
 from basic_tf.parallel import strategies
-from basic_tf.training import tasks
+from basic_tf.training import stage_run, tasks
 from basic_tf.training.trainer import Trainer
+from tests import tiny_data
 
 
 @pytest.mark.parametrize("address,expected", [("local", []), ("grpc://10.0.0.2:8470", ["connect"])])
@@ -79,3 +81,34 @@ def test_a_loop_of_steps_in_one_program_equals_steps_fed_one_by_one():
     for loss, weight in found[1:]:
         assert loss == pytest.approx(found[0][0], rel=1e-14)
         np.testing.assert_allclose(weight, found[0][1], rtol=1e-14)
+
+
+@pytest.mark.slow
+def test_the_whole_step_compiles_under_xla_and_gives_the_same(tmp_path):
+    """What a TPU would compile: joint training with everything on, static shapes, one program. float64."""
+    data = tiny_data.make(str(tmp_path))
+    bindings = [f"TRAIN='{data}/train.json'", f"MODEL='{data}/tokenizer.model'", "DTYPE='float64'"]
+    bindings += [
+        "AdaFactorW.momentum_dtype=None",
+        "joint/Contrastive.microbatch=4",
+        "CoAtNetTable.stem=(1, 8)",
+    ]
+    bindings += ["CoAtNetTable.stages=(('mbconv', 1, 8), ('attention', 1, 16))", "TextTransformer.width=16"]
+    found = []
+    for jit in (False, True):
+        configurables.parse(["tests/training/joint.gin"], bindings)
+        stage = configurables.recipe().stage("joint")
+        runtime = strategies.create("one_device")
+        run = stage_run.StageRun(stage, str(tmp_path / "run"), runtime, stage_run.Options(train_steps=3))
+        trainer = Trainer(
+            run.task, run.trained, run.optimizer, run.average, None, runtime, run.seed, run.global_step
+        )
+        step = tf.function(trainer._one_step, autograph=False, jit_compile=jit)
+        losses = []
+        for number in range(3):
+            batch = {key: tf.constant(value) for key, value in run.batches.at(number).items()}
+            losses.append(float(step(batch, tf.constant(number, tf.int64))["loss"]))
+        found.append((losses, {path: np.asarray(variable) for path, variable in run.parameters.items()}))
+    np.testing.assert_allclose(found[1][0], found[0][0], rtol=1e-9)
+    for path, value in found[0][1].items():
+        np.testing.assert_allclose(found[1][1][path], value, rtol=1e-6, atol=1e-9, err_msg=path)

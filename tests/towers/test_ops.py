@@ -74,6 +74,24 @@ def test_depthwise(stride):
     )
 
 
+@pytest.mark.parametrize("size", [(5, 4), (6, 7), (1, 2), (8, 8)])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_depthwise_gradients_written_out(stride, size):
+    x, kernel = (
+        tf.constant(random(2, *size, 3)),
+        tf.constant(random(3, 3, 3, 1, seed=1)),
+    )
+    found = []
+    for operation in (ops.depthwise_conv, ops.sharded_depthwise_conv):
+        with tf.GradientTape() as tape:
+            tape.watch((x, kernel))
+            y = operation(x, kernel, stride)
+        cotangent = tf.constant(random(*y.shape, seed=2))
+        found.append([y, *tape.gradient(y, (x, kernel), cotangent)])
+    for own, native in zip(*found):
+        np.testing.assert_allclose(own, native, rtol=1e-12, atol=1e-12)
+
+
 def test_unit_rows_and_a_row_of_zeros():
     check(ops.unit_rows, lambda x: x / np.linalg.norm(x, axis=-1, keepdims=True), random(4, 5), 1e-7)
     zeros = tf.zeros((2, 3))
