@@ -48,7 +48,7 @@ def tiniest(data, tmp_path_factory):
     return curve(data, tmp_path_factory.mktemp("one"), "one_device", more=TINIEST)
 
 
-@pytest.mark.parametrize("runtime", ["mirrored_2", "dtensor_2x2"])
+@pytest.mark.parametrize("runtime", ["mirrored_2", pytest.param("dtensor_2x2", marks=pytest.mark.slow)])
 def test_three_steps_equal_one_device(data, tiniest, tmp_path, runtime):
     found = curve(data, tmp_path, runtime, more=TINIEST)
     assert len(found) == 3
@@ -110,7 +110,11 @@ def test_checkpoints_move_between_runtimes(data, tmp_path):
     "flags,message",
     [
         (["--runtime=dtensor", "--mesh=4by2"], "--mesh=4x2"),
-        (["--runtime=dtensor", "--mesh=4x2", "--logical_devices=6"], "needs 8 devices, but there are 6"),
+        pytest.param(
+            ["--runtime=dtensor", "--mesh=4x2", "--logical_devices=6"],
+            "needs 8 devices, but there are 6",
+            marks=pytest.mark.slow,
+        ),
         pytest.param(
             ["--runtime=dtensor", "--mesh=2x1", "--mode=train_and_eval"],
             "continuous_eval",
