@@ -63,4 +63,5 @@ def test_the_trainer_applies_gradients_by_block():
 def test_several_replicas_are_refused():
     task, optimizer = task_and_optimizer()
     with pytest.raises(runtime_lib.DeviceError, match="mirrored has 2 replicas"):
-        trainer_for(task, optimizer, types.SimpleNamespace(replicas=2, name="mirrored"))
+        runtime = types.SimpleNamespace(replicas=2, name="mirrored", step_function=lambda function: function)
+        trainer_for(task, optimizer, runtime)
