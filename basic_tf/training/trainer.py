@@ -46,8 +46,9 @@ class Trainer(orbit.AbstractTrainer):
         self._step_function = runtime.step_function(self._one_step)
         if task.apply_by_block:
             if runtime.collectives is not None:
+                count = f"{runtime.replicas} replicas" if runtime.replicas > 1 else "several devices"
                 raise runtime_lib.DeviceError(
-                    f"apply_by_block applies gradients where they arise, on one device; {runtime.name} has several. "
+                    f"apply_by_block applies gradients where they arise, on one device; {runtime.name} has {count}. "
                     "Use --runtime=one_device, or leave it off"
                 )
             self._step_function = self._step_by_block

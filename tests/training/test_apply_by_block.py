@@ -62,6 +62,8 @@ def test_the_trainer_applies_gradients_by_block():
 
 def test_several_replicas_are_refused():
     task, optimizer = task_and_optimizer()
+    several = types.SimpleNamespace(
+        replicas=2, name="mirrored", collectives=object(), step_function=lambda function: function
+    )
     with pytest.raises(runtime_lib.DeviceError, match="mirrored has 2 replicas"):
-        runtime = types.SimpleNamespace(replicas=2, name="mirrored", step_function=lambda function: function)
-        trainer_for(task, optimizer, runtime)
+        trainer_for(task, optimizer, several)
