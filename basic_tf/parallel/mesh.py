@@ -109,8 +109,10 @@ class MeshCollectives(runtime.Collectives):
         """
         replicas, tail = self.replicas, rows.shape[1:]
         size = rows.shape[0] // (replicas * count)
+        # Spread anew: on a batch axis of one device the reshape takes it along to the second dimension.
+        parts = self.spread(tf.reshape(rows, (replicas, count, size, *tail)))
         # tf.gather, not rows[:, index]: a strided slice that drops an axis mistakes the layout of those behind it.
-        cut = tf.gather(tf.reshape(rows, (replicas, count, size, *tail)), index, axis=1)
+        cut = tf.gather(parts, index, axis=1)
         return self.spread(tf.reshape(cut, (replicas * size, *tail)))
 
     def place_microbatch(self, part: tf.Tensor, index, count: int) -> tf.Tensor:
@@ -119,7 +121,7 @@ class MeshCollectives(runtime.Collectives):
         size = part.shape[0] // replicas
         chosen = tf.cast(tf.equal(tf.range(count), index), part.dtype)
         chosen = tf.reshape(chosen, (1, count, 1) + (1,) * len(tail))
-        placed = tf.reshape(part, (replicas, 1, size, *tail)) * chosen
+        placed = self.spread(tf.reshape(part, (replicas, 1, size, *tail))) * chosen
         return self.spread(tf.reshape(placed, (replicas * count * size, *tail)))
 
 

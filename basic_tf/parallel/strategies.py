@@ -118,9 +118,13 @@ class StrategyRuntime(runtime.Runtime):
             return super().any_host(flags)
         if self._sum_of_flags is None:
 
+            def on_replica(own):
+                # The argument of a function has no device, and the reduction goes to the device of its operand.
+                return self.collectives.sum(tf.identity(own))
+
             @tf.function(autograph=False)
             def sum_of_flags(own):
-                return self.strategy.run(self.collectives.sum, args=(own,))
+                return self.strategy.run(on_replica, args=(own,))
 
             self._sum_of_flags = sum_of_flags
         sums = self.local(self._sum_of_flags(tf.constant(flags, tf.float32)))
