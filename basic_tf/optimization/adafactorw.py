@@ -6,7 +6,7 @@ import tensorflow as tf
 
 from basic_tf import randomness
 from basic_tf.optimization import rules as rules_module
-from basic_tf.optimization import slot_accumulation
+from basic_tf.optimization import schedules, slot_accumulation
 from basic_tf.optimization import slots as slots_module
 from basic_tf.optimization.update_rule import UpdateRule
 
@@ -100,6 +100,7 @@ class AdaFactorW:
         self._learning_rate = learning_rate
         self._rules = rules
         self.seed = seed
+        self._rate_dtype = tf.float32
         self._built = False
 
     @property
@@ -109,9 +110,13 @@ class AdaFactorW:
         return self._step
 
     def learning_rate(self, step) -> tf.Tensor:
-        """The scheduled learning rate of the update that follows `step` updates; float32 scalar."""
-        rate = self._learning_rate(step) if callable(self._learning_rate) else self._learning_rate
-        return tf.convert_to_tensor(rate, tf.float32)
+        """The scheduled learning rate of the update that follows `step` updates; scalar, float64 in a float64 run."""
+        rate = self._learning_rate
+        if isinstance(rate, schedules.Schedule):
+            rate = rate(step, self._rate_dtype)
+        elif callable(rate):
+            rate = rate(step)
+        return tf.cast(rate, self._rate_dtype) if tf.is_tensor(rate) else tf.constant(rate, self._rate_dtype)
 
     def build(self, parameters: Mapping[str, object]) -> None:
         """Creates the slots, all zero, under the active strategy scope.
@@ -144,6 +149,8 @@ class AdaFactorW:
             if not rule.frozen and getattr(parameters[path], "trainable", True)
         }
         self._parameters = {path: slots_module.underlying(parameters[path]) for path in self._settings}
+        if any(variable.dtype == tf.float64 for variable in self._parameters.values()):
+            self._rate_dtype = tf.float64
         self._slots = {}
         for path, variable in self._parameters.items():
             specs = self.rule.slot_specs(path, tuple(variable.shape), variable.dtype)

@@ -1,7 +1,8 @@
 """Learning-rate schedules, and durations that survive a change of batch size.
 
 A schedule is a callable: step (updates made before; Python int or integer scalar tensor) -> float32 scalar
-tensor.
+tensor. A `Schedule` also takes the dtype of its arithmetic: graphs of other runtimes may round its last bit
+otherwise (a division by a constant becomes a product), which a float64 run would see.
 """
 
 import dataclasses
@@ -134,27 +135,27 @@ class Schedule:
             return round(self.warmup_fraction * self.total_steps)
         return self.warmup_steps or 0
 
-    def __call__(self, step) -> tf.Tensor:
-        """The rate of the update that follows `step` updates; float32 scalar."""
+    def __call__(self, step, dtype=tf.float32) -> tf.Tensor:
+        """The rate of the update that follows `step` updates; scalar of `dtype`."""
         step = tf.cast(step, tf.int64)
         # Differences in integers first: float32 counts exactly to 16.7 million only.
-        after = tf.cast(tf.maximum(step - self.warmup, 0), tf.float32)
+        after = tf.cast(tf.maximum(step - self.warmup, 0), dtype)
         span = max(self.total_steps - self.warmup, 1)
-        left = tf.cast(tf.clip_by_value(self.total_steps - step, 0, span), tf.float32) / span
+        left = tf.cast(tf.clip_by_value(self.total_steps - step, 0, span), dtype) / span
         rate = self._decayed(after, left)
         if self.cooldown_steps:
             start = float(self.total_steps - self.warmup - self.cooldown_steps)
             share = tf.minimum(left * (span / self.cooldown_steps), 1.0)
             rate = self.end_value + (self._decayed(tf.minimum(after, start), left) - self.end_value) * share
         if self.warmup:
-            rising = self.peak * tf.cast(step + 1, tf.float32) / self.warmup
+            rising = self.peak * tf.cast(step + 1, dtype) / self.warmup
             rate = tf.where(step < self.warmup, rising, rate)
         return rate
 
     def _decayed(self, after: tf.Tensor, left: tf.Tensor) -> tf.Tensor:
         """The rate without warm-up and cool-down. after: steps behind the warm-up; left: 1 - p."""
         if self.shape == "constant":
-            return tf.fill(tf.shape(after), tf.constant(self.peak, tf.float32))
+            return tf.fill(tf.shape(after), tf.constant(self.peak, after.dtype))
         if self.shape == "rsqrt":
             scale = float(self.timescale or max(self.warmup, 1))
             return tf.maximum(self.peak * tf.math.rsqrt(1.0 + after / scale), self.end_value)

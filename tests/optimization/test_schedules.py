@@ -36,6 +36,23 @@ def test_linear_with_warm_up():
     np.testing.assert_allclose(_curve(rates, steps), expected, rtol=1e-5)
 
 
+@pytest.mark.parametrize("shape", ["linear", "cosine", "rsqrt", "constant"])
+def test_arithmetic_in_float64(shape):
+    rates = Schedule(0.3, 29, warmup_steps=7, shape=shape, end_value=0.01, timescale=11)
+    for step in (0, 5, 7, 12, 28, 29):
+        after, left = max(step - 7, 0), min(29 - step, 22) / 22
+        expected = {
+            "linear": 0.01 + 0.29 * left,
+            "cosine": 0.01 + 0.29 * math.sin(0.5 * math.pi * left) ** 2,
+            "rsqrt": max(0.3 / math.sqrt(1 + after / 11), 0.01),
+            "constant": 0.3,
+        }[shape]
+        expected = 0.3 * (step + 1) / 7 if step < 7 else expected
+        found = rates(step, tf.float64)
+        assert found.dtype == tf.float64
+        np.testing.assert_allclose(found.numpy(), expected, rtol=1e-14)
+
+
 def test_cosine_rsqrt_and_constant():
     steps = [0, 5, 9, 10, 60, 109, 110, 500]
 
