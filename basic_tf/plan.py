@@ -1,7 +1,7 @@
 """Says what a stage needs before it is launched: parameters, FLOPs, bytes per device, and what fits in memory.
 
-    python -m basic_tf.plan --gin_file=gin/models/basic_l.gin --batch=65536 --mesh=64x32 --device=accelerator \\
-        --memory_limit_gib=16
+    python -m basic_tf.plan --gin_file=gin/models/basic_l.gin --batch=65536 --mesh=64x1 --shard_over=batch \\
+        --device=accelerator --memory_limit_gib=16
 
 No weight is built and no data is read: the gin files are enough. Without a recipe in them the model is planned as one
 contrastive stage that trains everything. How the memory model works, and what it leaves out: docs/planner.md.
@@ -40,11 +40,17 @@ _REMAT = flags.DEFINE_enum(
 _RUNTIME = flags.DEFINE_enum(
     "runtime",
     None,
-    ["one_device", "mirrored", "multi_worker", "tpu", "mesh"],
+    ["one_device", "mirrored", "multi_worker", "tpu", "dtensor"],
     "Where it runs (default: follows --mesh).",
 )
 _MESH = flags.DEFINE_string(
-    "mesh", "1x1", "BATCHxMODEL: devices that share the batch, times devices that share each weight."
+    "mesh", "1x1", "BATCHxMODEL: devices that share the batch, times devices that see the same rows of it."
+)
+_SHARD_OVER = flags.DEFINE_enum(
+    "shard_over",
+    "model",
+    ["batch", "model"],
+    "The axis of the mesh that cuts weights, as for basic_tf.train.",
 )
 _DEVICE = flags.DEFINE_enum(
     "device",
@@ -73,16 +79,16 @@ def _setting(stage, task, modules):
     if not size:
         raise PlanError(f"--mesh={_MESH.value} is not BATCHxMODEL, such as 8x4")
     batch_axis, model_axis = map(int, size.groups())
-    runtime = _RUNTIME.value or (
-        "mesh" if model_axis > 1 else "one_device" if batch_axis == 1 else "mirrored"
-    )
+    over_batch = _SHARD_OVER.value == "batch"
+    on_mesh = model_axis > 1 or (over_batch and batch_axis > 1)
+    runtime = _RUNTIME.value or ("dtensor" if on_mesh else "one_device" if batch_axis == 1 else "mirrored")
     if runtime == "one_device" and batch_axis * model_axis > 1:
         raise PlanError(
             f"--runtime=one_device has one device, --mesh={_MESH.value} has {batch_axis * model_axis}"
         )
-    if runtime in ("mirrored", "multi_worker", "tpu") and model_axis > 1:
+    if runtime in ("mirrored", "multi_worker", "tpu") and on_mesh:
         raise PlanError(
-            f"--runtime={runtime} keeps whole weights on every device; cut weights need --runtime=mesh"
+            f"--runtime={runtime} keeps whole weights on every device; cut weights need --runtime=dtensor"
         )
     pairs = _BATCH.value or stage.batch_size
     if pairs % batch_axis:
@@ -95,9 +101,16 @@ def _setting(stage, task, modules):
     host = (_DEVICE.value or ("accelerator" if runtime == "tpu" else "cpu")) == "cpu"
     tile = getattr(task, "tile", 2048)
     return modules.Setting(
-        pairs=pairs, microbatch=microbatch, remat=_REMAT.value, batch_axis=batch_axis, model_axis=model_axis, host=host,
-        runtime_bytes=modules.process_bytes() if host else 0, tile=tile[0] if isinstance(tile, tuple) else tile,
-    )  # fmt: skip
+        pairs=pairs,
+        microbatch=microbatch,
+        remat=_REMAT.value,
+        batch_axis=batch_axis,
+        model_axis=model_axis,
+        shard_over=_SHARD_OVER.value,
+        host=host,
+        runtime_bytes=modules.process_bytes() if host else 0,
+        tile=tile[0] if isinstance(tile, tuple) else tile,
+    )
 
 
 def main(argv: list[str]) -> None:

@@ -80,7 +80,7 @@ def remedy(subject: Subject, setting: Setting, limit_bytes: int) -> str:
     smallest = dataclasses.replace(
         setting, remat="blocks", microbatch=microbatches(setting.rows, ghost_group(subject))[0]
     )
-    axes = [1 << n for n in range(1, 11) if 1 << n > setting.model_axis]
+    axes = [1 << n for n in range(1, 11) if 1 << n > setting.model_axis and setting.shard_over == "model"]
 
     def cut(axis: int) -> StepMemory:
         return step_memory(subject, dataclasses.replace(smallest, model_axis=axis))

@@ -26,6 +26,7 @@ def as_json(
         "setting": {
             "batch": setting.pairs, "rows_per_device": setting.rows, "microbatch": setting.microbatch or setting.rows,
             "remat": setting.remat, "mesh": f"{setting.batch_axis}x{setting.model_axis}",
+            "weights_cut_into": setting.shards,
         },
         "parameters": counts | {"published": [vars(p) | {"difference": p.difference} for p in published(subject)]},
         "optimizer_state_share": slots / (4 * sum(spec.size for spec in trained)),
@@ -85,7 +86,8 @@ def _bytes(report: dict, plan: StepMemory) -> Table:
     setting = report["setting"]
     title = (
         f"GiB per device: {setting['rows_per_device']:,} rows, microbatch {setting['microbatch']}, "
-        f"remat {setting['remat'] or 'of each tower'}, mesh {setting['mesh']}"
+        f"remat {setting['remat'] or 'of each tower'}, mesh {setting['mesh']}, "
+        f"weights cut into {setting['weights_cut_into']}"
     )
     table = Table("cause", *plan.phases, box=box.SIMPLE, title=title)
     for cause in CAUSES:

@@ -29,7 +29,8 @@ _TILES_AT_ONCE = 3
 class Setting:
     """Where and how a step runs.
 
-    pairs: B, the global batch. batch_axis: devices that share it. model_axis: devices that share each weight.
+    pairs: B, the global batch. batch_axis: devices that share it. model_axis: devices that see the same rows of it.
+    shard_over: the axis of a mesh along which devices share each weight ("batch" or "model").
     microbatch: M, rows at once on a device; None is all of them. remat: None leaves each tower its own.
     host: the device is this machine's CPU, so `input` and `runtime` are on it too. waiting_batches: of the input
     pipeline. runtime_bytes: of a process that has only imported everything. tile: of the loss.
@@ -40,6 +41,7 @@ class Setting:
     remat: str | None = None
     batch_axis: int = 1
     model_axis: int = 1
+    shard_over: str = "model"
     host: bool = True
     waiting_batches: int = 5
     runtime_bytes: int = 0
@@ -49,6 +51,16 @@ class Setting:
     def rows(self) -> int:
         """Pairs on one device."""
         return self.pairs // self.batch_axis
+
+    @property
+    def shards(self) -> int:
+        """Devices that share each weight."""
+        return self.batch_axis if self.shard_over == "batch" else self.model_axis
+
+    @property
+    def sums_in_place(self) -> bool:
+        """Whether gradients are summed over devices as they arise (a mesh), and not once more at the end (replicas)."""
+        return self.batch_axis == 1 or self.shards > 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,15 +128,15 @@ def step_memory(subject: Subject, setting: Setting) -> StepMemory:
     loops, early = microbatch < rows, setting.host
     towers = {}
     for name, tower in subject.towers.items():
-        cut = frozenset(p.removeprefix(name + "/") for p in sharded_paths(subject.specs, setting.model_axis))
+        cut = frozenset(p.removeprefix(name + "/") for p in sharded_paths(subject.specs, setting.shards))
         trained = subject.trains(name)
         towers[name] = tower_memory(
             tower, microbatch, trained, trained, setting.remat or tower.remat, cut, early
         )
     trained_specs = [spec for spec in subject.specs if spec.path in subject.trained]
-    gradients = weight_bytes(trained_specs, max(4, subject.element), setting.model_axis)
+    gradients = weight_bytes(trained_specs, max(4, subject.element), setting.shards)
     optimizer = optimizer_memory(
-        subject.rule, {s.path: s.shape for s in trained_specs}, subject.dtype, setting.model_axis, early
+        subject.rule, {s.path: s.shape for s in trained_specs}, subject.dtype, setting.shards, early
     )
     width = subject.embedding_dim
     picture_side = next(iter(subject.towers.values())).image_size
@@ -136,9 +148,8 @@ def step_memory(subject: Subject, setting: Setting) -> StepMemory:
         without_tape, with_tape = memory.operations
         operations += with_tape + (without_tape if loops or not with_tape else 0)
     always = {
-        "weights": weight_bytes(subject.specs, subject.element, setting.model_axis),
-        "slots": optimizer.slots
-        + (weight_bytes(trained_specs, 4, setting.model_axis) if subject.average else 0),
+        "weights": weight_bytes(subject.specs, subject.element, setting.shards),
+        "slots": optimizer.slots + (weight_bytes(trained_specs, 4, setting.shards) if subject.average else 0),
         "update": optimizer.copies,
         "input": rows * example * (1 + (setting.waiting_batches if setting.host else 0)),
         "runtime": setting.runtime_bytes + GRAPH_BYTES_PER_OPERATION * operations if setting.host else 0,
@@ -175,7 +186,7 @@ def step_memory(subject: Subject, setting: Setting) -> StepMemory:
         rounds = accumulators * (2 if setting.host else 1)
         grown = rounds if loops else memory.with_gradients - memory.training
         phases[label] = phase(gradients=grown, embeddings=embeddings, activations=activations)
-    copies = gradients if setting.batch_axis > 1 else 0  # the sum over devices is another tensor
+    copies = 0 if setting.sums_in_place else gradients  # the sum over devices is another tensor
     phases["update"] = phase(gradients=gradients + copies, embeddings=embeddings, update=optimizer.update)
     return StepMemory(phases, optimizer, towers)
 

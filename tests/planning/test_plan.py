@@ -83,6 +83,7 @@ def test_a_limit_that_nothing_fits_is_said_in_one_line(capsys):
         (["--mesh=3"], "is not BATCHxMODEL"),
         (["--microbatch=5"], "cannot be cut into microbatches of 5"),
         (["--runtime=mirrored", "--mesh=2x2"], "keeps whole weights"),
+        (["--runtime=tpu", "--mesh=2x1", "--shard_over=batch"], "keeps whole weights"),
         (["--runtime=one_device", "--mesh=2x1"], "has one device"),
         (["--stage=nothing"], "is not one of pretrain, contrastive, finetune"),
         (["--gin_param=CoAtNet.variant = 'coatnet_9'"], "coatnet_9"),
@@ -127,6 +128,24 @@ def test_more_rows_need_more_and_more_devices_less():
     assert all(c.plan.peak <= wider for c in candidates) and candidates[0].microbatch == 16
     tight = recommendation.recommend(found, base, peak)
     assert next(c.microbatch or 0 for c in tight) < 16
+
+
+def test_weights_cut_over_the_batch_axis_take_their_share_and_no_sum_of_their_own():
+    _, found = stage_subject("finetune", "TextTransformer.vocabulary_size = 4096")
+    table = next(
+        s for s in found.specs if s.path == "text_tower/embedding/tokens"
+    )  # all else is below 16,384 elements
+    assert [s.path for s in found.specs if s.size >= 16_384] == [table.path]
+    replicas = step_memory.Setting(pairs=32, microbatch=8, batch_axis=2, host=False)
+    mesh = dataclasses.replace(replicas, shard_over="batch")
+    whole, cut = (step_memory.step_memory(found, setting) for setting in (replicas, mesh))
+    assert whole.largest("weights") - cut.largest("weights") == 4 * table.size // 2
+    # bfloat16 momentum and float32 average; the factors of the second moment are cut where they keep the axis.
+    saved = whole.largest("slots") - cut.largest("slots")
+    assert 6 * table.size // 2 <= saved <= 6 * table.size // 2 + 4 * 4096
+    gradients = 4 * sum(s.size for s in found.specs if s.path in found.trained)
+    assert whole.phases["update"]["gradients"] == 2 * gradients
+    assert cut.phases["update"]["gradients"] == gradients - 4 * table.size // 2
 
 
 def test_a_frozen_tower_keeps_nothing_and_ghost_groups_divide_the_microbatch():
