@@ -14,6 +14,8 @@ because another worker is gone (the same command goes on).
 
 import os
 import sys
+import time
+import traceback
 
 from absl import app, flags, logging
 
@@ -72,14 +74,12 @@ def main(argv: list[str]) -> None:
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)
     # Imports below cost seconds; flags are checked before.
-    import tensorflow as tf
-
     from basic_tf import configurables, runs
     from basic_tf.parallel import runtime as runtime_lib
     from basic_tf.parallel import strategies
     from basic_tf.training import checkpoints, loop, preemption, stage_run, stages
 
-    runtime = None
+    runtime, code = None, 0
     try:
         configurables.parse(_GIN_FILE.value, _GIN_PARAM.value)
         recipe = configurables.recipe()
@@ -115,28 +115,15 @@ def main(argv: list[str]) -> None:
                 _MODE.value == "continuous_eval",
                 _EVAL_TIMEOUT.value,
             )
-            return
-        stop = preemption.StopRequest()
-        evaluator = configurables.Evaluation().of if _MODE.value == "train_and_eval" else None
-        for stage in chosen:
-            loop.run_stage(
-                stage, _MODEL_DIR.value, runtime, options, stop, evaluator, configurables.show_configuration
-            )
-    except tf.errors.OpError as error:
-        if runtime is None or runtime.hosts == 1 or not strategies.is_lost_worker(error):
-            raise
-        reason = str(error.message).splitlines()[0][:200]
-        print(
-            f"train: another worker of this run is gone ({type(error).__name__}: {reason}); restart all workers with "
-            "the same command: they resume from the last checkpoint",
-            file=sys.stderr,
-            flush=True,
-        )
-        # TensorFlow's collectives cannot be used again, nor shut down: they would wait for the one that is gone.
-        os._exit(preemption.EXIT_STOPPED)
+        else:
+            stop = preemption.StopRequest()
+            evaluator = configurables.Evaluation().of if _MODE.value == "train_and_eval" else None
+            shown = configurables.show_configuration
+            for stage in chosen:
+                loop.run_stage(stage, _MODEL_DIR.value, runtime, options, stop, evaluator, shown)
     except preemption.Stopped as stopped:
-        print(stopped, file=sys.stderr, flush=True)
-        sys.exit(preemption.EXIT_STOPPED)
+        code = preemption.EXIT_STOPPED
+        print(stopped, file=sys.stderr)
     except (
         configurables.GinError,
         checkpoints.CheckpointError,
@@ -145,8 +132,35 @@ def main(argv: list[str]) -> None:
         FloatingPointError,
     ) as error:
         logging.debug("details", exc_info=True)
-        print(f"train: {error}", file=sys.stderr, flush=True)
-        sys.exit(1)
+        code = 1
+        print(f"train: {error}", file=sys.stderr)
+    except Exception as error:
+        if not _is_worker(runtime):
+            raise
+        if strategies.is_lost_worker(error):
+            code = preemption.EXIT_STOPPED
+            reason = str(error.message).splitlines()[0][:200]
+            print(
+                f"train: another worker of this run is gone ({type(error).__name__}: {reason}); restart all workers "
+                "with the same command: they resume from the last checkpoint",
+                file=sys.stderr,
+            )
+        else:
+            code = 1
+            traceback.print_exc()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if _is_worker(runtime):
+        # At once: TensorFlow's shutdown of a cluster waits for workers that have left, and its collectives hang after one
+        # was lost. But another worker may still be fetching what the last collective gave.
+        time.sleep(1.0 if runtime else 0.0)
+        os._exit(code)
+    sys.exit(code)
+
+
+def _is_worker(runtime) -> bool:
+    """Whether this process is one of several of the run, or was about to become one."""
+    return runtime.hosts > 1 if runtime else _RUNTIME.value == "multi_worker"
 
 
 if __name__ == "__main__":

@@ -144,15 +144,39 @@ class StrategyRuntime(runtime.Runtime):
         return spread
 
 
-def is_lost_worker(error: tf.errors.OpError) -> bool:
-    """Whether an error of a collective says that another worker has died or hangs."""
+def is_lost_worker(error: Exception) -> bool:
+    """Whether an error is that of a collective which says that another worker has died or hangs."""
     kinds = (
         tf.errors.UnavailableError,
         tf.errors.AbortedError,
         tf.errors.CancelledError,
         tf.errors.DeadlineExceededError,
     )
+    if not isinstance(error, tf.errors.OpError):
+        return False
     return isinstance(error, kinds) or "Collective ops is aborted" in str(error.message)
+
+
+def _keep_bfloat16_at_home(strategy: tf.distribute.MultiWorkerMirroredStrategy) -> None:
+    """Lets each worker make its own initial value of a bfloat16 variable (a momentum: zeros).
+
+    The strategy sends the first worker's initial values to the others, and TensorFlow's broadcast has no bfloat16.
+    """
+    extended = strategy.extended
+    broadcast = extended._get_variable_creator_initial_value
+
+    def initial_value(replica_id, device, primary_var, **options):
+        def own_or_sent():
+            value = options["initial_value"]
+            with tf.device(device):
+                value = tf.convert_to_tensor(value() if callable(value) else value, options.get("dtype"))
+            if value.dtype == tf.bfloat16:
+                return value
+            return broadcast(replica_id, device, primary_var, **{**options, "initial_value": value})()
+
+        return broadcast(replica_id, device, primary_var, **options) if replica_id else own_or_sent
+
+    extended._get_variable_creator_initial_value = initial_value
 
 
 def use_all_cores(threads: int | None = None) -> int:
@@ -204,7 +228,9 @@ def create(name: str, tpu: str | None = None, logical_devices: int | None = None
                 f"TF_CONFIG cannot be used ({type(error).__name__}: {error}); it must read "
                 '{"cluster": {"worker": ["host:port", ...]}, "task": {"type": "worker", "index": 0}}'
             ) from error
-        return StrategyRuntime(name, tf.distribute.MultiWorkerMirroredStrategy(), host, hosts)
+        strategy = tf.distribute.MultiWorkerMirroredStrategy()
+        _keep_bfloat16_at_home(strategy)
+        return StrategyRuntime(name, strategy, host, hosts)
     if name == "tpu":
         resolver = tf.distribute.cluster_resolver.TPUClusterResolver(tpu=tpu or "")
         if tpu != "local":
