@@ -68,6 +68,7 @@ def stage_of(setting: dict):
     from basic_tf.optimization import adafactorw, rules, schedules
     from basic_tf.towers import coatnet, coatnet_table, dual_encoder, text_transformer
     from basic_tf.training import stages, tasks
+    from tools.random_batches import RandomBatches
 
     remat = setting.get("remat", "none")
 
@@ -84,43 +85,18 @@ def stage_of(setting: dict):
     return stages.Stage(
         name="bench",
         task=functools.partial(tasks.Contrastive, model=model, microbatch=setting.get("microbatch")),
-        batches=functools.partial(RandomBatches, setting),
+        batches=functools.partial(
+            RandomBatches,
+            setting["image"]["image_size"],
+            setting["text"].get("length", 64),
+            setting["text"].get("vocabulary_size", 32000),
+        ),
         batch_size=setting["batch"],
         train=schedules.Duration(steps=10),
         optimizer=adafactorw.AdaFactorW,
         schedule=functools.partial(schedules.Schedule, peak=1e-3),
         rules=rules.RuleTable([*frozen, rules.Rule(".*")]),
     )
-
-
-class RandomBatches:
-    """One batch of random pictures and tokens, over and over."""
-
-    class source:
-        """What a stage asks of its source."""
-
-        count, metadata = 1 << 30, {}
-
-    def __init__(self, setting: dict, seed: int, batch_size: int):
-        self._setting, self._seed, self._rows = setting, seed, batch_size
-
-    def dataset(self, first_step: int, host: int, hosts: int):
-        """The same batch without end."""
-        import numpy as np
-        import tensorflow as tf
-
-        del first_step, host, hosts
-        rng = np.random.default_rng(self._seed)
-        side, text = self._setting["image"]["image_size"], self._setting["text"]
-        ids = rng.integers(
-            1, text.get("vocabulary_size", 32000), (self._rows, text.get("length", 64)), np.int32
-        )
-        batch = {
-            "images": rng.integers(0, 256, (self._rows, side, side, 3), np.uint8),
-            "token_ids": ids,
-            "examples": np.arange(self._rows, dtype=np.int32),
-        }
-        return tf.data.Dataset.from_tensors(batch).repeat()
 
 
 def measured(name: str) -> dict:

@@ -8,131 +8,46 @@ own. Accelerators are logical CPU devices, so times say what the machinery costs
     python tools/bench_runtimes.py --dtype=float32 --runtimes=mirrored_2,dtensor_2x2 --steps=3
 
 The last line is one JSON object: for each runtime its losses, the largest relative difference to one_device over all
-steps, at the first and at the last step, seconds per step (median), seconds in all, and peak memory of its largest
-process.
+steps, at the first and at the last step, seconds per step (median), seconds in all, peak memory of its largest process
+(all logical devices of a process share it), and the bytes of weights and slots that each logical device holds.
 """
 
 import itertools
 import json
 import os
-import resource
-import socket
-import subprocess
+import re
 import sys
 import tempfile
-import time
 from pathlib import Path
-
-from absl import app, flags
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-REFERENCE = "one_device"
+from absl import app, flags  # noqa: E402 (after the project's root is on the path)
+
+from tools import bench_sharding, train_processes  # noqa: E402
+
 RUNTIMES = (
-    REFERENCE,
+    train_processes.REFERENCE,
     "mirrored_2",
     "mirrored_4",
     "multi_worker_2",
     "dtensor_4x1",
     "dtensor_2x2",
     "dtensor_1x4",
+    "dtensor_4x1_batch",
 )
 
 FLAGS = flags.FLAGS
 flags.DEFINE_list(
     "runtimes",
     list(RUNTIMES),
-    "Beside one_device: mirrored_N, multi_worker_N, dtensor_BxM, dtensor_BxM_batch.",
+    "Beside one_device; their names: tools/train_processes.py.",
 )
 flags.DEFINE_enum("dtype", "float64", ["float64", "float32"], "Computation and weights.")
 flags.DEFINE_integer("steps", 20, "Training steps.", 1)
 flags.DEFINE_float("tolerance", None, "Fail if a loss differs by more than this, relatively.")
 flags.DEFINE_float("timeout", 3600.0, "Seconds for one runtime.")
-
-
-def flags_of(runtime: str) -> list[str]:
-    """The flags of train.py for a runtime by name."""
-    if runtime == REFERENCE:
-        return ["--runtime=one_device"]
-    if runtime.startswith("dtensor_") and runtime.endswith("_batch"):
-        return [*flags_of(runtime.removesuffix("_batch")), "--shard_over=batch"]
-    kind, size = runtime.rsplit("_", 1)
-    if kind == "mirrored":
-        return ["--runtime=mirrored", f"--logical_devices={size}"]
-    if kind == "multi_worker":
-        return ["--runtime=multi_worker"]
-    if kind == "dtensor":
-        return ["--runtime=dtensor", f"--mesh={size}"]
-    raise ValueError(f"runtime {runtime!r} is not one of mirrored_N, multi_worker_N, dtensor_BxM")
-
-
-def command(data: str, folder: str, dtype: str, steps: int, *more: str) -> list[str]:
-    """The command line of a run on the data of tests/tiny_data.py."""
-    bindings = [f"TRAIN='{data}/train.json'", f"MODEL='{data}/tokenizer.model'", f"DTYPE='{dtype}'"]
-    if dtype == "float64":
-        bindings.append("AdaFactorW.momentum_dtype=None")  # bfloat16 momentum would round the differences up
-    return [
-        sys.executable,
-        "-m",
-        "basic_tf.train",
-        "--gin_file=tests/training/joint.gin",
-        f"--model_dir={folder}",
-        "--mode=train",
-        f"--train_steps={steps}",
-        *(f"--gin_param={binding}" for binding in bindings),
-        *more,
-    ]
-
-
-def environment(**more: str) -> dict[str, str]:
-    """No accelerators, no greetings."""
-    quiet = {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
-    return {**os.environ, **quiet, **more}
-
-
-def cluster(workers: int) -> list[dict[str, str]]:
-    """The environments of the workers of a run on this machine."""
-    sockets = [socket.socket() for _ in range(workers)]
-    for own in sockets:
-        own.bind(("localhost", 0))
-    addresses = [f"localhost:{own.getsockname()[1]}" for own in sockets]
-    for own in sockets:
-        own.close()
-    return [
-        environment(
-            TF_CONFIG=json.dumps(
-                {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}}
-            )
-        )
-        for index in range(workers)
-    ]
-
-
-def start(arguments: list[str], runtime: str) -> list[subprocess.Popen]:
-    """The processes of one run; each writes its errors into a pipe."""
-    workers = int(runtime.rsplit("_", 1)[1]) if runtime.startswith("multi_worker") else 1
-    environments = cluster(workers) if workers > 1 else [environment()]
-    return [
-        subprocess.Popen(
-            arguments, cwd=ROOT, env=own, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-        )
-        for own in environments
-    ]
-
-
-def wait(processes: list[subprocess.Popen], timeout: float) -> list[str]:
-    """Waits for all; their errors. Ends those that are left when one fails or time is up."""
-    deadline, errors = time.monotonic() + timeout, []
-    try:
-        for process in processes:
-            errors.append(process.communicate(timeout=max(1.0, deadline - time.monotonic()))[1])
-    finally:
-        for process in processes:
-            if process.poll() is None:
-                process.kill()
-                process.wait()
-    return errors
 
 
 def losses(folder: str) -> list[float]:
@@ -153,17 +68,25 @@ def seconds_per_step(folder: str) -> float | None:
     return steps[len(steps) // 2] if steps else None
 
 
-def measure(runtime: str, data: str, folder: str, dtype: str, steps: int, timeout: float) -> dict:
+def state_bytes(runtime: str) -> int:
+    """Bytes of weights and slots that one device of a runtime holds (float32; see bench_sharding, which checks them)."""
+    mesh = re.fullmatch(r"dtensor_(\d+)x(\d+)(_batch)?", runtime)
+    shards = int(mesh[1] if mesh[3] else mesh[2]) if mesh else 1
+    return bench_sharding.small_model_plan(shards)["total"]
+
+
+def measure(runtime: str, data: str, folder: str) -> dict:
     """Trains once and reads what the run left."""
-    begin = time.monotonic()
-    processes = start(command(data, folder, dtype, steps, *flags_of(runtime)), runtime)
-    errors = wait(processes, timeout)
-    if any(process.returncode for process in processes):
-        raise RuntimeError(f"{runtime} failed: {' | '.join(error[-2000:] for error in errors)}")
+    arguments = train_processes.joint_arguments(data, folder, FLAGS.dtype, FLAGS.steps)
+    ended = train_processes.Processes(arguments, runtime).wait(FLAGS.timeout)
+    if any(process.code for process in ended):
+        raise RuntimeError(f"{runtime} failed: {' | '.join(process.errors[-2000:] for process in ended)}")
     return {
         "losses": losses(folder),
         "seconds_per_step": seconds_per_step(folder),
-        "seconds": round(time.monotonic() - begin, 1),
+        "seconds": round(max(process.seconds for process in ended), 1),
+        "peak_mib": max(process.peak_mib for process in ended),
+        "state_bytes_per_device": state_bytes(runtime),
     }
 
 
@@ -180,34 +103,31 @@ def main(argv):
     del argv
     from tests import tiny_data
 
-    names = [REFERENCE, *(name for name in FLAGS.runtimes if name != REFERENCE)]
+    reference = train_processes.REFERENCE
+    names = [reference, *(name for name in FLAGS.runtimes if name != reference)]
     found, failed = {}, []
     with tempfile.TemporaryDirectory() as folder:
         data = tiny_data.make(os.path.join(folder, "data"))
-        peak = 0
         for name in names:
             try:
-                row = measure(name, data, os.path.join(folder, name), FLAGS.dtype, FLAGS.steps, FLAGS.timeout)
-                row |= differences(found[REFERENCE]["losses"] if found else row["losses"], row["losses"])
-            except (RuntimeError, subprocess.TimeoutExpired) as error:
+                row = measure(name, data, os.path.join(folder, name))
+                row |= differences(found[reference]["losses"] if found else row["losses"], row["losses"])
+            except (RuntimeError, TimeoutError) as error:
                 failed.append(name)
-                print(f"{name:16} failed: {error}", flush=True)
-                if name == REFERENCE:
+                print(f"{name:18} failed: {error}", flush=True)
+                if name == reference:
                     break
                 continue
-            # The high-water mark over all children so far: a runtime's own where it is a new maximum.
-            highest = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024
-            row["peak_rss_mib"], peak = (highest if highest > peak else None), max(peak, highest)
             found[name] = row
             if FLAGS.tolerance is not None and row["worst_relative"] > FLAGS.tolerance:
                 failed.append(name)
             print(
-                f"{name:16} worst {row['worst_relative']:.1e}  first {row['first_relative']:.1e}  "
+                f"{name:18} worst {row['worst_relative']:.1e}  first {row['first_relative']:.1e}  "
                 f"last {row['last_relative']:.1e}  {row['seconds_per_step'] or float('nan'):.3f} s/step  "
-                f"{row['seconds']} s in all",
+                f"{row['seconds']} s in all  {row['peak_mib']} MiB",
                 flush=True,
             )
-    print(json.dumps({"dtype": FLAGS.dtype, "steps": FLAGS.steps, "reference": REFERENCE, "runtimes": found}))
+    print(json.dumps({"dtype": FLAGS.dtype, "steps": FLAGS.steps, "reference": reference, "runtimes": found}))
     if failed:
         sys.exit(f"failed, or losses differ by more than {FLAGS.tolerance}: {', '.join(failed)}")
 
