@@ -10,7 +10,18 @@ import re
 import tensorflow as tf
 
 import gin
-from basic_tf.data import batches, captions, examples, groups, images, mixture, rand_augment, records
+from basic_tf.data import (
+    batches,
+    captions,
+    examples,
+    features,
+    groups,
+    images,
+    mixture,
+    rand_augment,
+    records,
+    subset,
+)
 from basic_tf.data import tokenizer as tokenizer_module
 from basic_tf.evaluation import encoder, evaluator, prompts
 from basic_tf.monitoring import panels
@@ -52,6 +63,8 @@ for _thing in (
     weight_average.WeightAverage,
     batches.ContrastiveBatches,
     batches.LabelledBatches,
+    features.FeatureBatches,
+    subset.Subset,
 ):
     _register(_thing)
 _register(coatnet_table.Stage, "TowerStage")
@@ -199,3 +212,9 @@ def tokenizer_file() -> str | None:
 def tokenizer(model_file: str) -> tokenizer_module.Tokenizer:
     """A tokenizer with the configured length and the given model (a run folder keeps a copy of its own)."""
     return gin.get_configurable(tokenizer_module.Tokenizer)(model_file=model_file)
+
+
+def augmentation(scope: str) -> images.ImageAugmentation:
+    """The augmentation that batches of a stage use, where it is bound without a scope of its own or in the stage's."""
+    with gin.config_scope(scope):
+        return gin.get_configurable(images.ImageAugmentation)()

@@ -150,3 +150,30 @@ def load(
             name,
         )
     raise checkpoints.CheckpointError(f"{run_folder} has no checkpoint of {' or '.join(names)}; train first")
+
+
+def load_image_tower(stage_folder: str):
+    """(tower, augmentation, checkpoint's path) of a stage folder, of pretraining or of contrastive training.
+
+    tower: the image tower with its (averaged) weights. augmentation: data.images.ImageAugmentation as the stage had it.
+    Raises checkpoints.CheckpointError or stages.ConfigurationError with what is missing.
+    """
+    run_folder, name = os.path.split(stage_folder.rstrip("/"))
+    path = os.path.join(run_folder, CONFIG)
+    checkpoint = checkpoints.load_latest(stage_run.checkpoint_folder(stage_folder))
+    if checkpoint is None or not tf.io.gfile.exists(path):
+        raise checkpoints.CheckpointError(
+            f"{stage_folder} is no stage folder with a checkpoint, of a run folder with its {CONFIG}; train first"
+        )
+    configurables.parse_text(_read(path))
+    stage = configurables.recipe().stage(name)
+    arrays = stage_run.trained_arrays(checkpoint)
+    bias = arrays.get("image_tower/head/classifier/bias")
+    model = stage.task(metadata={"label_names": ["?"] * (1 if bias is None else len(bias))}).model
+    parameters = {path: v for path, v in model.parameters().items() if path.startswith("image_tower/")}
+    checkpoints.assign(
+        {path: array for path, array in arrays.items() if path.startswith("image_tower/")},
+        parameters,
+        checkpoint.path,
+    )
+    return model.image_tower, configurables.augmentation(name), checkpoint.path

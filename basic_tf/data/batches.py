@@ -61,7 +61,8 @@ class _Texts(collections.namedtuple("_Texts", ["captions", "labels"])):
     """
 
 
-def _texts(record, number: int, source) -> _Texts:
+def texts_of(record, number: int, source) -> _Texts:
+    """The captions and the label numbers of a record of a source."""
     labels = source.relabelled(number, record.labels) if isinstance(source, MixedSource) else record.labels
     return _Texts(tuple(c for c in record.captions if c and not c.isspace()), labels)
 
@@ -102,7 +103,7 @@ class DecodedPictures:
         def load(index: int, payload: bytes | None) -> bool:
             try:
                 record = _parsed(parse, payload)
-                texts = _texts(record, index, source)
+                texts = texts_of(record, index, source)
                 check(texts)
                 self.pictures[index] = framed(decode(record.image, max_pixels), side, fit)
             except ValueError as error:
@@ -313,7 +314,7 @@ class Batches:
         for _ in range(self._max_replacements):
             try:
                 record = _parsed(self._parse, payload)
-                texts = _texts(record, index, self.source)
+                texts = texts_of(record, index, self.source)
                 self._check(texts)
                 return index, self.augmentation.cut(record.image, choices, row, self._max_pixels), texts
             except ValueError as error:
@@ -378,7 +379,7 @@ class ContrastiveBatches(Batches):
         """The texts of a batch before they are tokenized (for people and logs); reads the batch again."""
         batch = self.at(step, host, hosts)
         payloads = zip(batch["record"].tolist(), self.source.read(batch["record"]))
-        texts = [_texts(_parsed(self._parse, payload), number, self.source) for number, payload in payloads]
+        texts = [texts_of(_parsed(self._parse, payload), number, self.source) for number, payload in payloads]
         return self._chosen(step_key_numpy(self.seed, int(step)), batch["examples"], texts)
 
     def _chosen(self, key, examples, texts: Sequence[_Texts]) -> list[str]:
@@ -485,7 +486,7 @@ class EvaluationBatches:
                 record = _parsed(self._parse, payload)
                 return (
                     self.augmentation.cut(record.image, choices, row, self._max_pixels),
-                    _texts(record, index, self.source),
+                    texts_of(record, index, self.source),
                     True,
                 )
             except ValueError as error:

@@ -102,10 +102,18 @@ class DualEncoder(keras.Model):
     def image_features(self, images, training: bool = False, noise: Noise | None = None):
         """images [B, H, W, 3], uint8 or float in [-1, 1] -> (features [B, width], BatchNorm statistics).
 
-        What a frozen image tower says of a picture: computed once while `project_image` learns.
+        What a frozen image tower says of a picture: computed once while `project_image` learns. Images [B, width] are
+        such features already (data/features.py) and pass as they are. ValueError for another width.
         """
         if not self.built:
             self.build()
+        if len(images.shape) == 2:
+            if images.shape[-1] != self.image_tower.output_width:
+                raise ValueError(
+                    f"features of width {images.shape[-1]} for an image tower whose features are "
+                    f"{self.image_tower.output_width} wide: they are another tower's"
+                )
+            return images, []
         return self.image_tower.forward(images, training, noise)
 
     def text_features(self, token_ids, training: bool = False, noise: Noise | None = None):

@@ -89,6 +89,13 @@ class StageRun:
                 raise ConfigurationError(
                     f"stage {stage.name} trains nothing: its rules freeze every parameter"
                 )
+            self.task.given_features = getattr(self.batches, "gives_features", False)
+            moved = [path for path in self.trained if path.startswith("image_tower/")]
+            if self.task.given_features and moved:
+                raise ConfigurationError(
+                    f"stage {stage.name}: batches of features ({type(self.batches).__name__}) need a frozen image tower, "
+                    f"but {len(moved)} of its parameters are trained; freeze 'image_tower/.*' in a rule, or read pictures"
+                )
             runtime.place(parameters, self._layouts(trainable, resolved))
             self.schedule = stage.schedule(total_steps=self.total_steps)
             self.optimizer = stage.optimizer(self.schedule, rules=resolved)

@@ -14,6 +14,7 @@ import tensorflow as tf
 from basic_tf import randomness
 from basic_tf.contrastive.blockwise import contrastive_step_by_block
 from basic_tf.contrastive.gradients import contrastive_gradients
+from basic_tf.contrastive.microbatches import cut_rows
 from basic_tf.data.batches import class_count
 
 
@@ -35,9 +36,11 @@ class Task(abc.ABC):
     unit: what an example is, on the progress line. shown: the metrics that stand there.
     apply_by_block: whether the trainer calls `step_by_block` (contrastive tasks alone have it) instead of `step`.
     accumulate_in_slots: how the optimizer's slots take the gradients of microbatches (optimization.slot_accumulation);
-    None: gradient buffers.
+    None: gradient buffers. given_features: whether batches hold the image tower's features in place of pictures, so that
+    it is not run (the stage sets it).
     """
 
+    given_features: bool = False
     accumulate_in_slots: str | None = None
     model: object
     unit: str
@@ -190,7 +193,7 @@ class Classification(Task):
                 return index + 1, tf.nest.map_structure(tf.add, totals, part(index))
 
             _, (gradients, statistics, loss, precision) = tf.while_loop(
-                lambda index, _: index < parts, body, (tf.constant(0), start), parallel_iterations=1
+                lambda index, _: index < cut.count, body, (tf.constant(0), start), parallel_iterations=1
             )
         # On a mesh the statistics of a microbatch are those of all its devices already.
         statistics = [value / (parts * (1 if mesh else replicas)) for value in statistics]
@@ -212,7 +215,8 @@ class Contrastive(Task):
     no whole-model gradient exists (`contrastive.blockwise`): for models whose weights and slots all but fill one device.
     accumulate_in_slots: "sketch" (or "pieces", "uncorrected") sends the gradients of the microbatches straight into the
     optimizer's slots, on one device: no gradient buffer, for an approximate second moment (docs/slot_accumulation.md).
-    None: buffers, exact.
+    None: buffers, exact. negatives: "batch", or "microbatch": the mean of a loss over each microbatch by itself, which is
+    what accumulating gradients without Algorithm 1 gives; for comparison, on one device.
     """
 
     unit = "pairs"
@@ -228,8 +232,16 @@ class Contrastive(Task):
         max_inverse_temperature: float = 100.0,
         apply_by_block: bool = False,
         accumulate_in_slots: str | None = None,
+        negatives: str = "batch",
     ):
         del metadata
+        if negatives not in ("batch", "microbatch"):
+            raise ValueError(f"Contrastive.negatives is {negatives!r}; it can be 'batch' or 'microbatch'")
+        if negatives == "microbatch" and (apply_by_block or accumulate_in_slots or not microbatch):
+            raise ValueError(
+                "Contrastive.negatives = 'microbatch' needs Contrastive.microbatch, and neither apply_by_block nor "
+                "accumulate_in_slots"
+            )
         if accumulate_in_slots and (apply_by_block or not microbatch):
             what = (
                 "Contrastive.apply_by_block is set" if apply_by_block else "Contrastive.microbatch is not set"
@@ -242,6 +254,7 @@ class Contrastive(Task):
         self.accumulate_in_slots = accumulate_in_slots
         self.model = model()
         self._microbatch = microbatch
+        self._separate = negatives == "microbatch"
         self._options = {
             "tile": tile,
             "label_smoothing": label_smoothing,
@@ -250,6 +263,8 @@ class Contrastive(Task):
 
     def step(self, batch, noise_key, variables, collectives, accumulator=None) -> StepResult:
         """Gradients of the mean contrastive loss over the global batch; with an accumulator, its state instead."""
+        if self._separate:
+            return self._step_of_separate_losses(batch, noise_key, variables, collectives)
         result = contrastive_gradients(
             self.model,
             batch["images"],
@@ -264,6 +279,42 @@ class Contrastive(Task):
         )
         metrics = {"loss": result.loss, "temperature": self._temperature(), **result.metrics}
         return StepResult(list(result.gradients), list(result.statistics), metrics)
+
+    def _step_of_separate_losses(self, batch, noise_key, variables, collectives) -> StepResult:
+        """The mean over the microbatches of loss, gradients, statistics and metrics of each as a batch of its own."""
+        if collectives:
+            raise ValueError("Contrastive.negatives = 'microbatch' works on one device")
+        cut = cut_rows(batch["examples"].shape[0], self._microbatch)
+
+        def part(index):
+            names = ("images", "token_ids", "examples")
+            rows = {
+                name: tf.ensure_shape(cut.rows(batch[name], index), [cut.size, *batch[name].shape[1:]])
+                for name in names
+            }
+            result = contrastive_gradients(
+                self.model,
+                rows["images"],
+                rows["token_ids"],
+                noise_key=noise_key,
+                examples=rows["examples"],
+                variables=variables,
+                **self._options,
+            )
+            gradients = [tf.convert_to_tensor(gradient) for gradient in result.gradients]
+            return result.loss, gradients, list(result.statistics), dict(result.metrics)
+
+        total = part(tf.constant(0))
+        _, total = tf.while_loop(
+            lambda index, _: index < cut.count,
+            lambda index, total: (index + 1, tf.nest.map_structure(tf.add, total, part(index))),
+            (tf.constant(1), total),
+            parallel_iterations=1,
+        )
+        loss, gradients, statistics, metrics = tf.nest.map_structure(lambda value: value / cut.count, total)
+        return StepResult(
+            gradients, statistics, {"loss": loss, "temperature": self._temperature(), **metrics}
+        )
 
     def _temperature(self) -> tf.Tensor:
         return tf.exp(-tf.convert_to_tensor(self.model.log_inverse_temperature))
@@ -300,6 +351,8 @@ class Contrastive(Task):
         """Per tower: three forwards' worth if trained, one if frozen, one more for Algorithm 1's first pass."""
         total = 0.0
         for name in ("image_tower", "text_tower"):
+            if name == "image_tower" and self.given_features:
+                continue
             trains = any(path.startswith(name + "/") for path in trained)
             passes = (4 if self._microbatch or self.apply_by_block else 3) if trains else 1
             total += passes * sum(getattr(self.model, name).multiply_adds().values())
