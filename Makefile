@@ -17,7 +17,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-results basic-l-step batch-65536 test test-slow lint format tensorboard lock report
+.PHONY: help setup demo demo-results study basic-l-step batch-65536 test test-slow lint format tensorboard lock report
 
 help: ## this list
 	@echo "basic_tf: train, evaluate and export image-text models after BASIC (arXiv 2111.10050)"
@@ -69,6 +69,10 @@ batch-65536: $(READY) $(EMOJI)/train.json $(EMOJI)/tokenizer.model ## one exact 
 
 basic-l-step: $(READY) $(EMOJI)/train.json $(EMOJI)/tokenizer.model ## one optimizer step of BASIC-L, 3.1B weights, in 22 GiB of memory
 	$(BIN)/python tools/bench_basic_l_step.py --data_dir=$(EMOJI) --microbatch=4 --output=runs/basic_l_step.json
+
+# Exit code 4: the piece is over, and there is more to do.
+study: $(READY) $(EMOJI)/train.json $(EMOJI)/tokenizer.model ## BASIC's claims put to the test (hours; stop and go on at will)
+	@code=4; while [ $$code = 4 ]; do code=0; $(BIN)/python tools/run_study.py || code=$$?; done; exit $$code
 
 report: $(READY) ## the tables and charts of docs/results/*.md, from the runs
 	$(BIN)/python tools/make_report.py docs/results/*.md

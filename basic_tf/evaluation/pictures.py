@@ -250,3 +250,44 @@ def shift_scatter(
     figure.suptitle(title, fontsize=12)
     axis.legend(fontsize=9, frameon=False, loc="upper left")
     save(figure, path)
+
+
+def error_lines(
+    path: str,
+    series: Mapping[str, Sequence[tuple[float, float, float]]],
+    title: str,
+    labels: tuple[str, str],
+    log_y: bool = False,
+) -> None:
+    """Writes a PNG: lines over a logarithmic x axis, with error bars where they are finite.
+
+    series: (x, y, half width of y) of each line, in order.
+    """
+    figure = _figure(6.4, 4.4, layout="constrained")
+    axis = figure.subplots()
+    for number, (name, points) in enumerate(series.items()):
+        x, y, errors = (np.array(part, np.float64) for part in zip(*points))
+        axis.errorbar(
+            x * 1.03**number,  # beside each other, not upon each other
+            y,
+            np.where(np.isfinite(errors), errors, 0),
+            color=SERIES[number % len(SERIES)],
+            marker="o",
+            markersize=4,
+            capsize=3,
+            linewidth=1.2,
+            label=name,
+        )
+    ticks = sorted({point[0] for points in series.values() for point in points})
+    axis.set_xscale("log")
+    axis.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+    axis.minorticks_off()
+    if log_y:
+        axis.set_yscale("log")
+    axis.set_xlabel(labels[0])
+    axis.set_ylabel(labels[1])
+    axis.grid(color="#e1e4e8", zorder=0)
+    axis.set_axisbelow(True)
+    figure.suptitle(title, fontsize=12)
+    axis.legend(fontsize=9, frameon=False)
+    save(figure, path)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from basic_tf.evaluation import pictures, suite
 from basic_tf.evaluation.report import TITLES
 from basic_tf.monitoring.progress import duration
-from tools.report import robustness, theory
+from tools.report import robustness, study, theory
 from tools.report.layout import Charts, one_run, table
 from tools.report.runs import MissingError, Run, read_json
 
@@ -263,4 +263,5 @@ KINDS: dict[str, Callable[[Sequence[str], Charts], str]] = {
     "robustness": robustness.robustness,
     "generalization": theory.generalization,
     "estimator_bias": theory.estimator_bias,
+    **study.KINDS,
 }

@@ -1,0 +1,208 @@
+"""The generated parts of docs/results/study.md, from the study.json of the finished runs."""
+
+import json
+import os
+from collections.abc import Sequence
+
+from basic_tf.evaluation import pictures
+from basic_tf.monitoring.progress import duration
+from tools.report.layout import Charts, table
+from tools.report.runs import MissingError
+from tools.study import claims, plan, statistics
+from tools.study.store import finished
+
+_DASH = "–"
+_SETTINGS = {
+    "samples": f"equal samples ({plan.EXAMPLES:,} pairs)",
+    "steps": f"equal steps ({plan.STEPS:,})",
+    "distinct": "equal samples, distinct concepts in a batch",
+}
+_LOSSES = "false_negatives_per_pair"
+
+
+def _study(runs: Sequence[str]) -> claims.Study:
+    if len(runs) != 1:
+        raise ValueError(f"a part of the study takes its folder, received {' '.join(runs) or 'none'}")
+    found = finished(runs[0])
+    if not found:
+        raise MissingError(f"{runs[0]} holds no finished run; make study")
+    return claims.Study(found)
+
+
+def study_verdicts(runs: Sequence[str], charts: Charts) -> str:
+    """Every statement with its figure and its verdict."""
+    del charts
+    rows = [
+        [
+            f"{part.claim}: {claims.TITLES[part.claim]}" if first else "",
+            part.says,
+            _DASH
+            if part.figure.count == 0 or part.verdict == statistics.NOT_RUN
+            else f"{part.figure.text(part.scale, part.digits, sign=True)} {part.unit}".strip(),
+            part.verdict if part.verdict == statistics.NOT_RUN else f"**{part.verdict}**",
+        ]
+        for parts in (claim(_study(runs)) for claim in claims.CLAIMS.values())
+        for first, part in ((row == 0, part) for row, part in enumerate(parts))
+    ]
+    lines = table(["claim", "what is tested", "figure ± 95 % interval", "verdict"], rows)
+    lines[1] = "|---|---|---:|---|"
+    return "\n".join(lines)
+
+
+def study_batches(runs: Sequence[str], charts: Charts) -> str:
+    """Accuracy and gaps against the batch size in each setting, and the charts."""
+    study = _study(runs)
+    lines, accuracy, gaps = [], {}, {}
+    for setting, words in _SETTINGS.items():
+        rows = []
+        for batch in plan.BATCHES:
+            names = [study.batch_run(setting, batch, seed) for seed in plan.SEEDS]
+
+            def cell(key, scale=1.0, digits=2, names=names):
+                values = [value for name in names if (value := study.value(name, key)) is not None]
+                return statistics.mean(values), statistics.mean(values).text(
+                    scale, digits
+                ) if values else _DASH
+
+            interval, text = cell(claims.SHIFT, 100, 1)
+            if not interval.count:
+                continue
+            accuracy.setdefault(words, []).append((batch, 100 * interval.value, 100 * interval.half_width))
+            cells = [f"{batch:,}", f"{interval.count}", cell(_LOSSES)[1].split(" ±")[0], text]
+            cells.append(cell(claims.INSIDE, 100, 1)[1])
+            for gap in claims.GAPS:
+                of_gap, text = cell(f"gap/{gap}")
+                cells.append(text)
+                if setting == "samples":
+                    gaps.setdefault(gap.replace("_", " "), []).append(
+                        (batch, of_gap.value, of_gap.half_width)
+                    )
+            rows.append(cells)
+        if rows:
+            head = [
+                "B",
+                "seeds",
+                "false negatives per pair",
+                "held-out styles, top-1 %",
+                "in distribution, top-1 %",
+            ]
+            head += [f"gap, {gap.replace('_', ' ')}" for gap in claims.GAPS]
+            lines += [f"At {words}:", "", *table(head, rows), ""]
+    if not lines:
+        return "Not run yet."
+    path, link = charts.path("accuracy_by_batch.png")
+    pictures.error_lines(path, accuracy, "Accuracy on styles never trained on", ("batch size", "top-1, %"))
+    lines += [f"![Accuracy against batch size]({link})", ""]
+    if gaps:
+        path, link = charts.path("gaps_by_batch.png")
+        positive = all(value > 0 for of_gap in gaps.values() for _, value, _ in of_gap)
+        pictures.error_lines(
+            path, gaps, "Generalisation gaps at equal samples", ("batch size", "gap, nats"), log_y=positive
+        )
+        lines += [f"![Gaps against batch size]({link})"]
+    return "\n".join(lines)
+
+
+def study_rates(runs: Sequence[str], charts: Charts) -> str:
+    """The learning-rate search."""
+    del charts
+    study, rows = _study(runs), []
+    for batch, (tried, chosen) in study.rates.items():
+        cells = []
+        for rate in sorted(tried):
+            figures = study.found.get(plan.rate_name(batch, rate), {}).get("figures")
+            score = _DASH if figures is None else f"{100 * plan.retrieval(figures):.1f}"
+            cells.append(f"{rate:g}: **{score}**" if rate == chosen else f"{rate:g}: {score}")
+        rows.append([f"{batch:,}", ", ".join(cells)])
+    return "\n".join(table(["B", "peak rate: mean retrieval R@1, % (seed 0; the chosen one bold)"], rows))
+
+
+def study_comparisons(runs: Sequence[str], charts: Charts) -> str:
+    """Accuracies of everything that is not a batch size: microbatches, lengths, sizes, stages, data, all together."""
+    del charts
+    study = _study(runs)
+    groups: dict[str, list[str]] = {}
+    for name, one in study.found.items():
+        if not name.startswith(("rate/", "samples/", "steps/", "distinct/")) and one.get("figures"):
+            groups.setdefault(name.rpartition("_seed")[0] or name, []).append(name)
+    rows = []
+    for group, names in sorted(groups.items()):
+        cells = []
+        for key in (claims.SHIFT, claims.INSIDE, "zero_shot/held_out_concepts/top5"):
+            values = [value for name in names if (value := study.value(name, key)) is not None]
+            cells.append(statistics.mean(values).text(100, 1) if values else _DASH)
+        if cells[0] != _DASH:
+            rows.append([group, f"{len(names)}", *cells])
+    if not rows:
+        return "Not run yet."
+    head = [
+        "runs",
+        "seeds",
+        "held-out styles, top-1 %",
+        "in distribution, top-1 %",
+        "held-out concepts, top-5 %",
+    ]
+    return "\n".join(table(head, rows))
+
+
+def study_shift(runs: Sequence[str], charts: Charts) -> str:
+    """Claim g's picture: one point a run."""
+    found = claims.shifts(_study(runs))
+    inside = [(name, a, b) for name, a, b in found if 0 < a < 1 and 0 < b < 1]
+    if not inside:
+        return "Not run yet."
+    groups: dict[str, list[tuple[float, float]]] = {}
+    for name, a, b in inside:
+        groups.setdefault(name.split("/")[0], []).append((a, b))
+    path, link = charts.path("shift.png")
+    pictures.shift_scatter(
+        path,
+        {name: sorted(points) for name, points in groups.items()},
+        "Accuracy under style shift, all runs of the study",
+        ("top-1 in distribution", "mean top-1 of the held-out styles"),
+    )
+    return f"![Accuracy under shift against accuracy in distribution]({link})"
+
+
+def study_runs(runs: Sequence[str], charts: Charts) -> str:
+    """How many runs there are and how long they took; every run's gin file, bindings and figures go beside the document."""
+    study = _study(runs)
+    path, link = charts.path("runs.json")
+    kept = ("gin_file", "bindings", "seed", "revision", "figures", "claims", "features")
+    content = {
+        name: {key: one[key] for key in kept if key in one}
+        | {
+            "stages": {
+                s: {k: of[k] for k in ("steps", "training_seconds")}
+                for s, of in one.get("stages", {}).items()
+            }
+        }
+        for name, one in sorted(study.found.items())
+    }
+    with open(path, "w", encoding="utf-8") as file:
+        json.dump(content, file, indent=1)
+        file.write("\n")
+    seconds = sum(
+        stage["training_seconds"] or 0 for one in content.values() for stage in one["stages"].values()
+    )
+    specs, waiting = plan.runs({name: one.get("figures", {}) for name, one in study.found.items()})
+    open_runs = [spec.name for spec in specs if spec.name not in study.found]
+    text = (
+        f"{len(study.found)} runs are finished, {duration(seconds)} of training in all; gin file, bindings, seed, revision "
+        f"and figures of each are in [{os.path.basename(path)}]({link})."
+    )
+    if open_runs or waiting:
+        names = sorted({name.partition("_seed")[0] for name in open_runs})
+        rest = f", and {waiting} that wait for a learning rate" if waiting else ""
+        text += f" Not run yet: {len(open_runs)} runs ({', '.join(names)}){rest}."
+    return text
+
+
+KINDS = {
+    "study_verdicts": study_verdicts,
+    "study_batches": study_batches,
+    "study_rates": study_rates,
+    "study_comparisons": study_comparisons,
+    "study_shift": study_shift,
+    "study_runs": study_runs,
+}

@@ -1,0 +1,69 @@
+"""The study of BASIC's claims (docs/results/study.md), in pieces: run it until it says that all runs are finished.
+
+    python tools/run_study.py --folder=runs/study --piece_seconds=540
+    make study
+
+Runs what tools/study/plan.py lists, in its order: finished runs are passed over, an interrupted one goes on. Exit codes: 0
+all is finished (what could not be run is said in a line each); 4 the piece's time is up; 75 SIGTERM or SIGINT came, what is
+running was saved: after both the same command goes on; 1 a run failed or cannot work, said in a line.
+"""
+
+import os
+import sys
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+from absl import app, flags, logging
+
+_FOLDER = flags.DEFINE_string("folder", "runs/study", "Where the runs go.")
+_PIECE_SECONDS = flags.DEFINE_float("piece_seconds", 540.0, "The piece ends after that many seconds.", 60.0)
+_ONLY = flags.DEFINE_string("only", None, "Only runs whose name begins so, e.g. samples/")
+_THREADS = flags.DEFINE_integer(
+    "threads", None, "CPU threads for TensorFlow (default: the cores of this process)."
+)
+_LIST = flags.DEFINE_bool("list", False, "Only say which runs there are, and which are finished.")
+
+EXIT_PIECE = 4
+
+
+def main(argv: list[str]) -> int:
+    """Runs one piece."""
+    if len(argv) > 1:
+        raise app.UsageError(f"what is {argv[1]!r}? All arguments are flags")
+    logging.set_verbosity(logging.WARNING)
+    from tools.study import plan, store
+
+    if _LIST.value:
+        found = store.finished(_FOLDER.value)
+        specs, waiting = plan.runs(store.figures_of(found), _FOLDER.value)
+        for spec in specs:
+            state = "finished" if spec.name in found else f"{spec.seconds:.0f} s"
+            print(f"{spec.name:40} claims {','.join(spec.claims):12} {state}")
+        print(f"{waiting} more wait for a learning rate")
+        return 0
+    # Imports below cost seconds.
+    from basic_tf import configurables
+    from basic_tf.parallel import strategies
+    from basic_tf.training import checkpoints, preemption, stages
+    from tools.study import runner
+
+    try:
+        strategies.use_all_cores(_THREADS.value)
+        runtime = strategies.create("one_device")
+        done = runner.run_all(
+            _FOLDER.value, runtime, _PIECE_SECONDS.value, _ONLY.value, lambda line: print(line, flush=True)
+        )
+    except preemption.Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        return preemption.EXIT_STOPPED
+    except (ValueError, OSError, FloatingPointError, checkpoints.CheckpointError) as error:
+        if not isinstance(error, (configurables.GinError, stages.ConfigurationError, FloatingPointError)):
+            logging.debug("details", exc_info=True)
+        print(f"run_study: {error}", file=sys.stderr)
+        return 1
+    return 0 if done else EXIT_PIECE
+
+
+if __name__ == "__main__":
+    app.run(main)
