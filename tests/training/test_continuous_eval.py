@@ -1,0 +1,62 @@
+"""A training run, and beside it `--mode=continuous_eval` in a process of its own, as people run them."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tensorflow as tf
+
+from tests import tiny_data
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def started(data, folder, mode, *flags):
+    command = [
+        sys.executable, "-m", "basic_tf.train", "--gin_file=tests/training/tiny.gin", f"--model_dir={folder}",
+        f"--mode={mode}", "--stage=contrastive", f"--gin_param=TRAIN='{data}/train.json'",
+        f"--gin_param=MODEL='{data}/tokenizer.model'",
+        f"--gin_param=EVAL='{data}'", "--gin_param=contrastive/Stage.warm_start=None",
+        "--gin_param=contrastive/Duration.steps=600", "--gin_param=Stage.checkpoint_steps=50", *flags,
+    ]  # fmt: skip
+    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def curves(folder):
+    """{tag: steps} of every event file in a folder."""
+    found = {}
+    for path in sorted(Path(folder).glob("events*")):
+        for event in tf.compat.v1.train.summary_iterator(str(path)):
+            for value in event.summary.value:
+                found.setdefault(value.tag, []).append(event.step)
+    return found
+
+
+@pytest.mark.slow
+def test_it_follows_a_run_and_ends_with_it(tmp_path):
+    data, folder = tiny_data.make(str(tmp_path / "data")), tmp_path / "run"
+    watcher = started(data, folder, "continuous_eval", "--eval_timeout=200")  # before there is any checkpoint
+    trainer = started(data, folder, "train")
+    try:
+        assert trainer.wait(200) == 0, trainer.stderr.read()
+        out, error = watcher.communicate(timeout=100)
+    finally:
+        for process in (trainer, watcher):
+            process.kill()
+    assert watcher.returncode == 0, error
+    evaluated = [int(step.replace(",", "")) for step in re.findall(r"evaluated step ([\d,]+)", out)]
+    assert len(evaluated) >= 2 and evaluated == sorted(set(evaluated)) and evaluated[-1] == 600
+    lines = (folder / "contrastive/evaluation.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == evaluated
+    of_evaluation, of_training = curves(folder / "contrastive/evaluation"), curves(folder / "contrastive")
+    assert (
+        of_evaluation["zero_shot/in_distribution/top1"] == evaluated
+    )  # one run of TensorBoard, beside the losses
+    assert of_training["loss"][-1] == 600
