@@ -129,9 +129,8 @@ def _from_tfds(spec: PublicSet, prompts_file: Prompts, tfds_dir: str | None) -> 
             read_config=tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False),
         )
     except AssertionError as error:  # what TFDS raises where nothing was prepared
-        folder = f" --data_dir={tfds_dir}" if tfds_dir else ""
         raise MissingTestError(
-            f"{spec.name} is not on disk: build it with `tfds build {spec.tfds}{folder}`{spec.preparation}"
+            f"{spec.name} is not on disk: build it with `{_building(spec, tfds_dir)}`{spec.preparation}"
         ) from error
     pictures = pictures.map(lambda example: {"image": example["image"], "label": example[key]})
     feature = builder.info.features[key]
@@ -146,12 +145,19 @@ def _from_tfds(spec: PublicSet, prompts_file: Prompts, tfds_dir: str | None) -> 
     )
 
 
+def _building(spec: PublicSet, tfds_dir: str | None) -> str:
+    """The command that builds a set. Not `tfds build`: that needs Apache Beam, which nothing else here does."""
+    folder = f", data_dir='{tfds_dir}'" if tfds_dir else ""
+    code = f"import tensorflow_datasets as tfds; tfds.builder('{spec.tfds}'{folder}).download_and_prepare()"
+    return f'python -c "{code}"'
+
+
 def _classes(spec: PublicSet, prompts_file: Prompts, labels: tuple[str, ...]) -> tuple[str, ...]:
     """Class names in the order of TFDS' labels."""
     if spec.classes is None:
         if all(label.isdigit() for label in labels):
             raise ValueError(
-                f"{spec.name}: TFDS knows no label names; build it again with `tfds build {spec.tfds}`"
+                f"{spec.name}: TFDS knows no label names; build it again with `{_building(spec, None)}`"
             )
         return tuple(plain_label(label) for label in labels)
     names = spec.classes if isinstance(spec.classes, tuple) else tuple(prompts_file.classes[spec.classes])
