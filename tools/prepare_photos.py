@@ -8,7 +8,6 @@ test_fashion, the 10,000 test pictures of Fashion-MNIST in ten classes, and trai
 """
 
 import os
-import posixpath
 import sys
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from tools.photos.stamps import STAMPS, Stamps
 from tools.sources import debian
 from tools.sources.conversion import Check
 from tools.sources.dataset import write_dataset
+from tools.sources.places import cache_folder
 from tools.sources.rejects import TooManyRejectsError
 
 _OUTPUT = flags.DEFINE_string("output_dir", "data/photos", "Where the datasets go; gs:// too.")
@@ -38,11 +38,7 @@ def main(argv):
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}")
     try:
-        if _CACHE.value is None and "://" in _OUTPUT.value:
-            raise ValueError(
-                f"--output_dir={_OUTPUT.value} is not local: name a local folder with --cache_dir"
-            )
-        cache = Path(_CACHE.value or posixpath.join(_OUTPUT.value, "cache"))
+        cache = cache_folder(_OUTPUT.value, _CACHE.value)
         files = debian.fetch([STAMPS, FASHION], cache, Path(_SOURCE.value) if _SOURCE.value else None)
         prepare(_OUTPUT.value, files, _SIZE.value, _LIMIT.value)
     except (debian.PackageError, TooManyRejectsError, ValueError, FileNotFoundError) as error:

@@ -14,6 +14,7 @@ import pytest
 from basic_tf.data.records import RecordSource, parse_example
 from tests.data.deb_fixture import write_deb
 from tests.data.pictures import png, smooth
+from tools import prepare_clipart
 from tools.clipart import library
 from tools.icons import sets
 from tools.icons.names import captions, plain_name
@@ -193,11 +194,13 @@ def test_clip_art_becomes_pairs_and_a_test_of_folders(tmp_path):
         "birds, animals",
     )
     assert {facts["label_names"][i] for i in crow.labels} == {"animals", "birds"}
-    assert train["food/cheese"].captions == ("yellow, food",)
-    assert train["food/odd"].captions == ("food",)
+    assert train["food/cheese"].captions == ("cheese", "cheese: yellow, food", "yellow, food")
+    assert train["food/odd"].captions == ("odd",)
+    assert train["food/pizza_slice"].captions == ("A slice", "A slice: food")
     picture = pixels(train["food/pizza_slice"].image)
+    assert picture.shape == (30, 30, 3)  # the right half of 60 x 40, in the middle of a square
     assert (
-        picture.shape == (20, 30, 3) and picture[:, :14].min() > 250 and picture[5, 25].tolist() == [9, 0, 0]
+        picture[:, :3].min() > 250 and picture[:, -3:].min() > 250 and picture[15, 15].tolist() == [9, 0, 0]
     )
     assert {r["member"]: r["cause"] for r in rejects(tmp_path / "out")} == {
         "food/held": "held-out concept",
@@ -206,6 +209,60 @@ def test_clip_art_becomes_pairs_and_a_test_of_folders(tmp_path):
         "food/cut": "undecodable PNG",
         "shapes/stars/star_1": "generated star",
     }
+
+
+def test_titles_that_many_drawings_share_give_way_to_file_names(tmp_path):
+    svgs, pngs = {}, {}
+    for number, name in enumerate(
+        ("red_apple_jane_do_01", "apple_tree_2", "pear_03", "cut_melon_", "01_grapefruit")
+    ):
+        svgs[f"usr/share/openclipart/svg/food/{name}.svg"] = rdf(
+            "Clipart by Jane Doe - pear", "food", "11"
+        ).replace(
+            b"<dc:subject>",
+            b"<dc:creator><cc:Agent><dc:title>Jane Doe</dc:title></cc:Agent></dc:creator><dc:subject>",
+        )
+        pngs[f"usr/share/openclipart/png/food/{name}.png"] = clear_png((number, 0, 0))
+    cards = "usr/share/openclipart/svg/recreation/games/cards"
+    svgs[f"{cards}/white/white_s_q.svg"] = svgs[f"{cards}/simple/simple_d_10.svg"] = rdf("")
+    write_deb(tmp_path / "svg.deb", svgs)
+    write_deb(tmp_path / "png.deb", pngs)
+    found = library.Library(tmp_path / "svg.deb", tmp_path / "png.deb", Phrases(()))
+    assert {drawing.title for drawing in found.drawings.values()} == {
+        "red apple", "apple tree", "pear", "cut melon", "grapefruit", "queen of spades", "10 of diamonds",
+    }  # fmt: skip
+    assert found.drawings["food/pear_03"].keywords == ("food",)
+    assert library.class_folder("recreation/games/cards/white") == "recreation/games/cards"
+    assert library.class_name("recreation/games/cards") == "playing cards"
+
+
+def test_near_duplicates_of_the_clip_art_test_are_not_trained_on(tmp_path):
+    svgs, pngs = {}, {}
+    for number in range(25):
+        svgs[f"usr/share/openclipart/svg/food/fruit_{number}.svg"] = rdf(f"no. {number}", "food")
+        # Numbers 0 and 1, 2 and 3, ... show the same but for a shade.
+        picture = smooth(np.random.default_rng(number // 2), 64, 64) // 2 + number % 2
+        pngs[f"usr/share/openclipart/png/food/fruit_{number}.png"] = png(picture.astype(np.uint8))
+    write_deb(tmp_path / "svg.deb", svgs)
+    write_deb(tmp_path / "png.deb", pngs)
+    files = {library.SVG.name: tmp_path / "svg.deb", library.PNG.name: tmp_path / "png.deb"}
+    prepare_clipart.prepare(str(tmp_path / "out"), files, Phrases(()), 64)
+    test, _ = read(tmp_path / "out", "test_clipart_folders")
+    train, facts = read(tmp_path / "out", "train")
+    tested = {int(name.rpartition("_")[2]) // 2 for name in test}
+    assert len(test) == 5 and not tested & {int(name.rpartition("_")[2]) // 2 for name in train}
+    removed = 25 - len(test) - len(train)
+    assert removed >= 3 and sum(facts["near_duplicates"]["removed"].values()) == removed
+
+
+def test_what_a_stamp_shows():
+    for caption, name in {
+        "A wild boar.": "wild boar", "A pair of closed scissors.": "closed scissors", "Measuring tape.": "measuring tape",
+        "An albino peahen (a female peafowl, or peacock).": "albino peahen", "A \u201cGranny Smith\u201d apple.":
+        "granny smith apple", "A UK post box. Put your letter in here!": "uk post box", "Eat your broccoli!": "",
+        "We remember those who have died.": "", "": "",
+    }.items():  # fmt: skip
+        assert stamps.class_name(caption) == name
 
 
 def test_photographs_among_stamps(tmp_path):
@@ -232,7 +289,7 @@ def test_photographs_among_stamps(tmp_path):
     assert set(records) == {"animals/boar", "animals/boar2", "food/apple"}
     assert [item["name"] for item in facts["classes"]] == ["apple", "wild boar"]
     assert records["animals/boar2"].labels.tolist() == [1] and records["food/apple"].captions == ("An apple",)
-    assert pixels(records["animals/boar"].image).shape == (35, 40, 3)
+    assert pixels(records["animals/boar"].image).shape == (40, 40, 3)
 
 
 def test_fashion_mnist_is_read_and_inverted(tmp_path):

@@ -36,9 +36,39 @@ _EMPTY_TITLES = (
     "untitled",
     "email adress",
 )
-_EMPTY_WORDS = frozenset(
-    ("unsorted", "clip art", "clipart", "externalsource", "special", "hash", "svg", "icon", "theme")
-)
+# fmt: off
+_EMPTY_WORDS = frozenset((
+    "unsorted", "clip art", "clipart", "externalsource", "special", "hash", "svg", "icon", "icons", "theme",
+    "lemon theme icon", "action", "application", "filesystem", "device", "mimetypes",
+))
+# fmt: on
+_SHARED = 5  # a title that so many drawings have was copied from one to the others
+_BY = re.compile(r"^clipart by [^-]* - ", re.IGNORECASE)
+_CARDS = "recreation/games/cards"
+_CARD = re.compile(r"[a-z]+_([cdhs])_(\w+)")
+_SUITS = {"c": "clubs", "d": "diamonds", "h": "hearts", "s": "spades"}
+_RANKS = {"a": "ace", "j": "jack", "q": "queen", "k": "king"}
+# What the classes of the test are called where a folder's own name does not say it.
+_CLASS_NAMES = {
+    _CARDS: "playing cards",
+    "geography": "maps",
+    "people/bodypart": "body parts",
+    "people/smilies": "smileys",
+    "people/stickmen": "stick figures",
+    "shapes/jigsaw": "jigsaw pieces",
+    "shapes/callouts": "speech bubbles",
+    "shapes/flowchart": "flowchart symbols",
+    "signs_and_symbols/flags/africa": "flags of africa",
+    "signs_and_symbols/flags/america": "flags of america",
+    "signs_and_symbols/flags/america/united_states": "flags of states of the usa",
+    "signs_and_symbols/flags/asia": "flags of asia",
+    "signs_and_symbols/flags/europe": "flags of europe",
+    "signs_and_symbols/flags/europe/france": "flags of regions of france",
+    "signs_and_symbols/flags/semaphore": "semaphore flags",
+    "signs_and_symbols/led": "led lights",
+    "transportation/boating": "boats",
+    "transportation/roadsigns": "road signs",
+}
 _GENERATED = "shapes/stars"
 _UNTESTED = ("computer", "unsorted", "special", "logos")
 _TEST_LEAST, _TEST_SHARE = 20, 5
@@ -47,7 +77,7 @@ _KEYWORDS = 8
 
 @dataclasses.dataclass(frozen=True)
 class Drawing:
-    """path: "animals/birds/crow_01". title: "" if it says nothing. keywords: without empty ones."""
+    """path: "animals/birds/crow_01". title: its own, or its file's; "" if both say nothing. keywords: without empty ones."""
 
     path: str
     title: str
@@ -61,7 +91,11 @@ class Drawing:
     def texts(self) -> list[str]:
         """Captions: title, title with keywords, keywords; a drawing that has none is called by its folder."""
         listed = ", ".join(self.keywords[:_KEYWORDS])
-        found = [self.title, f"{self.title}: {listed}" if self.title and listed else "", listed]
+        found = [self.title, f"{self.title}: {listed}" if self.title and listed else ""]
+        if (
+            len(self.keywords) > 1 or not self.title
+        ):  # one keyword beside a title is a folder's: hundreds share it
+            found.append(listed)
         return [text for text in dict.fromkeys(found) if text] or [folder_name(self.folder)]
 
 
@@ -70,23 +104,57 @@ def folder_name(folder: str) -> str:
     return posixpath.basename(folder).replace("_", " ")
 
 
-def said(svg: bytes) -> tuple[str, tuple[str, ...]]:
-    """(title, keywords) that the RDF of a drawing says; both empty where there is none or it is broken."""
+def class_folder(folder: str) -> str:
+    """The folder whose drawings are one class: the decks of playing cards are one."""
+    return _CARDS if folder.startswith(f"{_CARDS}/") else folder
+
+
+def class_name(folder: str) -> str:
+    """What a class of the test is called."""
+    return _CLASS_NAMES.get(folder) or folder_name(folder)
+
+
+def file_title(path: str, author: str) -> str:
+    """What the name of a file says: "food/red_apple_jane_do_01" by Jane Doe is "red apple", cards have suit and rank.
+
+    Files are called by title and author, cut where they become too long, and a number.
+    """
+    name = posixpath.basename(path).lower()
+    card = _CARD.fullmatch(name) if path.startswith(_CARDS) else None
+    if card:
+        suit, rank = card.groups()
+        return f"{_RANKS.get(rank, rank)} of {_SUITS[suit]}"
+    words = re.sub(r"[-_.]+", " ", re.sub(r"_\d*$", "", name)).split()
+    words = words[1:] if words and words[0] in ("aiga", "gnome") else words
+    by = " ".join(re.findall(r"[a-z0-9]+", author.lower()))
+    for first in range(1, len(words)):
+        own = " ".join(words[first:])
+        if len(own) > 2 and by.startswith(own):
+            words = words[:first]
+            break
+    title = re.sub(r"^\d+ ?|(?<=[a-z])\d+$", "", " ".join(words)).strip()
+    return title if len(title) > 2 else ""
+
+
+def said(svg: bytes) -> tuple[str, tuple[str, ...], str]:
+    """(title, keywords, author) that the RDF of a drawing says; all empty where there is none or it is broken."""
     start, end = svg.find(b"<rdf:RDF"), svg.find(b"</rdf:RDF>")
     if start < 0 or end < 0:
-        return "", ()
+        return "", (), ""
     body = svg[svg.find(b">", start) + 1 : end]
     names = b'xmlns:cc="c" xmlns:dc="http://purl.org/dc/elements/1.1/" '
     names += b'xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"'
     try:
         work = ElementTree.fromstring(b"<rdf " + names + b">" + body + b"</rdf>")
     except (ElementTree.ParseError, ValueError):
-        return "", ()
-    title = " ".join((work.findtext(f"*/{_DC}title") or "").replace("_", " ").split())
+        return "", (), ""
+    title = _BY.sub("", " ".join((work.findtext(f"*/{_DC}title") or "").replace("_", " ").split()))
+    author = work.findtext(f"*/{_DC}creator//{_DC}title") or ""
     if title.lower().startswith(_EMPTY_TITLES):
         title = ""
     words = [" ".join((li.text or "").replace("_", " ").lower().split()) for li in work.iter(f"{_RDF}li")]
-    return title, tuple(dict.fromkeys(word for word in words if word and word not in _EMPTY_WORDS))
+    kept = (word for word in words if word and word not in _EMPTY_WORDS and not word.isdecimal())
+    return title, tuple(dict.fromkeys(kept)), author
 
 
 class Library:
@@ -98,11 +166,17 @@ class Library:
 
     def __init__(self, svg: Path, png: Path, forbidden: Phrases, limit: int | None = None):
         self._png, self._forbidden = png, forbidden
-        drawings = {}
+        found = {}
         for name, content in debian.files(svg):
             if _ROOT.match(name) and name.endswith(".svg"):
-                path = _ROOT.sub("", name).removesuffix(".svg")
-                drawings[path] = Drawing(path, *said(content))
+                found[_ROOT.sub("", name).removesuffix(".svg")] = said(content)
+        shared = collections.Counter(title for title, _, _ in found.values())
+        drawings = {
+            path: Drawing(
+                path, title if title and shared[title] < _SHARED else file_title(path, author), keywords
+            )
+            for path, (title, keywords, author) in found.items()
+        }
         if limit is not None:
             drawings = {path: drawings[path] for path in choices.ordered(drawings, "clip art")[:limit]}
         self.drawings: dict[str, Drawing] = drawings
@@ -110,7 +184,7 @@ class Library:
         for path, drawing in drawings.items():
             untested = drawing.folder.split("/")[0] in _UNTESTED or drawing.folder == _GENERATED
             if not untested and self.held_out(drawing) is None:
-                by_folder[drawing.folder].append(path)
+                by_folder[class_folder(drawing.folder)].append(path)
         self.classes = sorted(folder for folder, paths in by_folder.items() if len(paths) >= _TEST_LEAST)
         self.test = {
             path: number
@@ -130,7 +204,7 @@ class Library:
         """The classes of the test as evaluation reads them."""
         return [
             {
-                "name": folder_name(folder),
+                "name": class_name(folder),
                 "described": ", ".join(folder_name(part) for part in reversed(folder.split("/"))),
                 "keywords": [part.replace("_", " ") for part in folder.split("/")[:-1]],
                 "code": folder,
@@ -163,7 +237,8 @@ class Drawings:
     def _row(self, drawing: Drawing, png: bytes) -> Row | BadRow:
         where = {"file": PNG.file_name, "member": drawing.path}
         if self._tested:
-            labels, texts = (self._library.test[drawing.path],), [folder_name(drawing.folder)]
+            number = self._library.test[drawing.path]
+            labels, texts = (number,), [class_name(self._library.classes[number])]
         elif drawing.folder == _GENERATED:
             return BadRow("generated star", "", where, FILTERED)
         elif found := self._library.held_out(drawing):

@@ -28,7 +28,10 @@ LICENCES = frozenset((
 # fmt: on
 # Emoji are what is tested on; logos and flags have names that say nothing of what they show.
 LEFT_OUT_CATEGORIES = frozenset(("Emoji", "Logos", "Flags / Maps"))
-LEFT_OUT_SETS = frozenset(("fluent-emoji",))  # emoji too, but in no category
+# Emoji and logos too, but not by their category.
+LEFT_OUT_SETS = frozenset((
+    "devicon", "devicon-plain", "fa-brands", "fa6-brands", "fa7-brands", "fluent-emoji", "skill-icons", "unjs",
+))  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +68,7 @@ class Icons:
         forbidden: Phrases,
         size: int,
         limit: int | None = None,
-        least: int = 100,
+        least: int = 40,
         workers: int | None = None,
     ):
         self._archive, self._size, self._workers = archive, size, workers

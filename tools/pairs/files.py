@@ -16,7 +16,7 @@ def matching(patterns: Sequence[str]) -> list[str]:
     for pattern in patterns:
         paths = sorted(tf.io.gfile.glob(pattern))
         if not paths:
-            raise FileNotFoundError(f"no file matches {pattern}: check --input")
+            raise FileNotFoundError(f"no file matches {pattern}; patterns go in quotes")
         found |= dict.fromkeys(paths)
     return list(found)
 

@@ -23,6 +23,10 @@ _ROOT = "usr/share/tuxpaint/stamps/"
 _DRAWN_FOLDERS = ("symbols/", "town/roadsigns/", "town/flags/", "seasonal/")
 _LEAST_COLOURS = 0.1
 _ARTICLE = re.compile(r"^(a pair of|an?|the|some)\s+", re.IGNORECASE)
+_END = re.compile(r"(?<=[.!?])\s")  # of a sentence
+_ASIDE = re.compile(r"\s*[(,:;]")
+_QUOTES = re.compile('["\u201c\u201d]')
+_MOST_WORDS = 3  # of a name without an article
 
 
 def is_photograph(path: str, encoded: bytes) -> bool:
@@ -40,8 +44,17 @@ def is_photograph(path: str, encoded: bytes) -> bool:
 
 
 def class_name(caption: str) -> str:
-    """ "A wild boar." -> "wild boar"."""
-    return _ARTICLE.sub("", caption.strip().rstrip(".!").strip()).lower()
+    """The thing that a caption names: "A wild boar." -> "wild boar"; "" for a sentence that names none.
+
+    The first sentence counts, without what follows in brackets or after a comma. A name has an article or at most three
+    words, and no exclamation mark: "Eat your broccoli!" is none.
+    """
+    first = _END.split(caption.strip(), maxsplit=1)[0]
+    first = _ASIDE.split(first, maxsplit=1)[0].strip().rstrip(".").strip()
+    bare = _ARTICLE.sub("", first)
+    if "!" in first or (bare == first and len(first.split()) > _MOST_WORDS):
+        return ""
+    return _QUOTES.sub("", bare).strip().lower()
 
 
 class Stamps:
@@ -74,7 +87,7 @@ class Stamps:
             where = {"file": STAMPS.file_name, "member": path}
             name = class_name(caption)
             if not name:
-                yield BadRow("empty caption", "", where, FILTERED)
+                yield BadRow("caption names no thing", caption, where, FILTERED)
                 continue
             labels = (self.classes.index(name),)
             yield Row(where, on_white(self._pictures[path], self._size), (caption,), labels, path)

@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterable
 
 import tensorflow as tf
 
-from basic_tf.data.batches import cores
+from basic_tf.data.decoding import PictureError, checked_header, decode
 from basic_tf.data.examples import serialize_example
-from basic_tf.data.images import PictureError, checked_header, decode
+from basic_tf.data.python_calls import cores
 from basic_tf.data.records import RecordWriter
 from tools.sources.filters import CaptionCounts, Filters
 from tools.sources.likeness import EvaluationPictures

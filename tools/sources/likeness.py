@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 import cv2
 import numpy as np
 
+from basic_tf.data.decoding import PictureError, decode, resize
 from basic_tf.data.examples import parse_example
-from basic_tf.data.images import PictureError, decode, resize
 from basic_tf.data.records import RecordSource
 from tools.sources.rows import FILTERED, BadRow
 
