@@ -69,6 +69,7 @@ for _thing in (
     _register(_thing)
 _register(coatnet_table.Stage, "TowerStage")
 _register(groups.distinct_labels, "DistinctLabels")
+_register(groups.distinct_where_labelled, "DistinctWhereLabelled")
 _register(resolution.resized_for_tower, "ResizedForTower")
 _register(records.RecordSource.open, "Records")
 _register(mixture.MixedSource, "Mixture")
@@ -173,7 +174,7 @@ def config_text() -> str:
 
 @gin.configurable(module="basic_tf")
 class Evaluation:
-    """Evaluation during training. data_dir: a folder with test_*.json; None switches it off."""
+    """Evaluation during training. data_dir: a folder with test_*.json, or several ("a,b"); None switches it off."""
 
     def __init__(self, data_dir: str | None = None, templates: str = "emoji", tests: list[str] | None = None):
         self._data_dir, self._templates, self._tests = data_dir, templates, tests

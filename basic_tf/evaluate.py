@@ -24,7 +24,9 @@ flags.DEFINE_string("model_dir", None, "A run folder of basic_tf.train; its newe
 flags.DEFINE_string("stage", None, "The stage of the run to take (default: the last that has a checkpoint).")
 flags.DEFINE_integer("step", None, "The checkpoint's step (default: the newest).")
 flags.DEFINE_string("saved_model", None, "A folder that basic_tf.export wrote, instead of --model_dir.")
-flags.DEFINE_string("data_dir", None, "The folder with test_*.json, retrieval.json and their records.")
+flags.DEFINE_string(
+    "data_dir", None, "The folder with test_*.json, retrieval.json and their records; several: a,b."
+)
 flags.DEFINE_string("output_dir", None, "Where the results go (default: --model_dir).")
 flags.DEFINE_list(
     "tests", None, "These tests, by name (default: all in the folder); `public` for all public ones."
@@ -66,7 +68,6 @@ def flag_problem(arguments: list[str]) -> str | None:
 
 def named_tests(names: list[str]):
     """(the names, how to open a test), from --tests; ValueError for a name that is neither public nor in the folder."""
-    import tensorflow as tf
 
     from basic_tf.evaluation import datasets, public_tests
     from basic_tf.evaluation.public_sets import PUBLIC_SETS
@@ -74,8 +75,8 @@ def named_tests(names: list[str]):
     names = list(
         dict.fromkeys(one for name in names for one in (PUBLIC_SETS if name == "public" else [name]))
     )
-    if FLAGS.data_dir and not tf.io.gfile.isdir(FLAGS.data_dir):
-        raise FileNotFoundError(f"--data_dir={FLAGS.data_dir} is not a folder")
+    if FLAGS.data_dir:
+        datasets.folders(FLAGS.data_dir)
     others = [name for name in names if name not in PUBLIC_SETS]
     own = datasets.test_names(FLAGS.data_dir) if others and FLAGS.data_dir else []
     unknown = [name for name in others if name not in own]

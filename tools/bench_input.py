@@ -1,17 +1,21 @@
-r"""Measures the input pipeline alone: pictures per second of both roads, beside the rate of decoding only.
+r"""Measures the input pipeline alone, beside the rate of decoding only; with --train_steps, its part in a training run.
 
   taskset -c 0 python tools/bench_input.py --output_sizes=32,48 --batch_size=512
+  python tools/bench_input.py --output_sizes=32 --train_steps=60        (needs data/emoji: make data)
 
 Everything is made here: small PNGs (64 px) for the cached road and, out of shards on disk, for the road that decodes
 each when it is needed (`icons_...`: what 300,000 icons take that are not kept decoded); photograph-like JPEGs
 (500 x 375) for the per-example road at 224 px. Each figure is the best of --repeats runs; `..._cpu_ms` is the processor
 time of one picture in that run: times a training run's pictures per second, it is the share of a core that its input
 takes. The last line printed is one JSON object; `road_224_share` is the per-example road's rate as a share of decoding
-the same files whole with tf.io.decode_jpeg.
+the same files whole with tf.io.decode_jpeg. `train_...` are the first steps of the demo's stages 1 and 3: their speed, the
+share of the time in which they waited for data, and the share of all cores' time that the input takes at that speed, as
+measured alone.
 """
 
 import json
 import os
+import subprocess
 import sys
 import tempfile
 import time
@@ -25,16 +29,19 @@ import numpy as np
 import tensorflow as tf
 from absl import app, flags
 
-from basic_tf.data.batches import LabelledBatches, cores
+from basic_tf.data.batches import LabelledBatches
 from basic_tf.data.examples import serialize_example
 from basic_tf.data.images import ImageAugmentation
 from basic_tf.data.memory import InMemorySource
+from basic_tf.data.python_calls import cores
 from basic_tf.data.records import RecordSource, RecordWriter
 
+ROOT = Path(__file__).resolve().parents[1]
 _SIZES = flags.DEFINE_list("output_sizes", ["32", "48"], "Output sizes of the cached road.")
 _BATCH = flags.DEFINE_integer("batch_size", 512, "Pictures per batch of the cached road.", lower_bound=1)
 _SMALL = flags.DEFINE_integer("small_pictures", 2048, "Number of 64 px PNGs.", lower_bound=1)
 _LARGE = flags.DEFINE_integer("large_pictures", 256, "Number of 500 x 375 JPEGs.", lower_bound=1)
+_TRAIN_STEPS = flags.DEFINE_integer("train_steps", 0, "Steps of two of the demo's stages; 0: none.", 0)
 _REPEATS = flags.DEFINE_integer("repeats", 3, "Runs of which the best counts.", lower_bound=1)
 
 # What a small run from scratch uses: geometry and colours all on.
@@ -104,6 +111,34 @@ def dataset_rate(batches: LabelledBatches, steps: int) -> tuple[float, float]:
     return rate(run)
 
 
+def trained() -> dict[str, float]:
+    """Figures of the first steps of stages 1 and 3 of the demo, and of their batches alone."""
+    from basic_tf import configurables
+
+    figures = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for stage, params in (("pretrain", []), ("finetune", ["finetune/Stage.warm_start = None"])):
+            command = [sys.executable, "-m", "basic_tf.train", "--gin_file=gin/runs/demo.gin", f"--stage={stage}",
+                       f"--model_dir={folder}", "--mode=train", f"--train_steps={_TRAIN_STEPS.value}",
+                       *(f"--gin_param={param}" for param in params)]  # fmt: skip
+            configurables.parse([str(ROOT / "gin/runs/demo.gin")], params)
+            made = configurables.recipe().stage(stage)
+            alone, cpu_ms = dataset_rate(made.batches(seed=0, batch_size=made.batch_size), 8)
+            figures[f"demo_{stage}_per_s"], figures[f"demo_{stage}_cpu_ms"] = alone, cpu_ms
+            environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+            subprocess.run(command, cwd=ROOT, env=environment, check=True, stderr=subprocess.DEVNULL)
+            lines = [
+                json.loads(line) for line in Path(folder, stage, "metrics.jsonl").read_text().splitlines()
+            ]
+            last = lines[-1]
+            speed = next(value for name, value in last.items() if name.endswith("_per_second"))
+            figures[f"train_{stage}_per_s"] = round(speed, 1)
+            figures[f"train_{stage}_data_wait"] = round(last["data_wait_share"], 4)
+            figures[f"train_{stage}_input_share_of_cpu"] = round(speed * cpu_ms / 1000 / cores(), 4)
+            print(f"training, stage {stage}: {figures}", flush=True)
+    return figures
+
+
 def main(argv):
     """Measures and prints."""
     if len(argv) > 1:
@@ -145,6 +180,9 @@ def main(argv):
         f"decode only {figures['decode_only_per_s']:,} /s",
         flush=True,
     )
+    if _TRAIN_STEPS.value:
+        os.chdir(ROOT)  # gin files and data are named from there
+        figures |= trained()
     print(json.dumps(figures))
 
 

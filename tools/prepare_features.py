@@ -47,7 +47,7 @@ def run(
     import tensorflow as tf
 
     from basic_tf import runs
-    from basic_tf.data.images import decode, framed
+    from basic_tf.data.decoding import decode, framed
     from basic_tf.data.records import RecordSource, RecordWriter, parse_example, serialize_example
     from basic_tf.data.subset import Subset
     from basic_tf.randomness import step_key_numpy

@@ -5,132 +5,31 @@ would have, hosts divide each batch by rows, and reading ahead by threads change
 is the same thing behind tf.data's prefetching.
 """
 
-import collections
 import concurrent.futures
-import itertools
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import tensorflow as tf
-from absl import logging
 
 from basic_tf.data.captions import CaptionChoice
+from basic_tf.data.decoding import header
 from basic_tf.data.examples import parse_example
-from basic_tf.data.images import ImageAugmentation, decode, framed, header
+from basic_tf.data.images import ImageAugmentation
+from basic_tf.data.labels import check_labels, class_count, multi_hot
 from basic_tf.data.mixture import MixedSource, MixtureOrder
 from basic_tf.data.order import ExampleOrder
-from basic_tf.data.python_calls import mapped
+from basic_tf.data.python_calls import cores, mapped
 from basic_tf.data.tokenizer import Tokenizer
+from basic_tf.data.usable_records import (
+    READ_AT_ONCE,
+    Damage,
+    DecodedPictures,
+    RecordError,
+    Texts,
+    parsed,
+    texts_of,
+)
 from basic_tf.randomness import step_key_numpy
-
-_LOGGED_PER_CAUSE = 5
-_READ_AT_ONCE = 512
-
-
-class RecordError(ValueError):
-    """A record that cannot be used; `cause` is one of a few short phrases."""
-
-    def __init__(self, cause: str):
-        super().__init__(cause)
-        self.cause = cause
-
-
-class _Damage:
-    """Counts unusable records by cause and logs the first few of each."""
-
-    def __init__(self):
-        self.counts: collections.Counter[str] = collections.Counter()
-        self._seen: set[int] = set()
-        self._lock = threading.Lock()
-
-    def note(self, record: int, error: Exception) -> None:
-        with self._lock:
-            if record in self._seen:
-                return
-            self._seen.add(record)
-            cause = getattr(error, "cause", "damaged record")
-            self.counts[cause] += 1
-            if self.counts[cause] <= _LOGGED_PER_CAUSE:
-                logging.warning("record %d is skipped: %s", record, error)
-
-
-class _Texts(collections.namedtuple("_Texts", ["captions", "labels"])):
-    """What is kept of a record beside its picture: captions (tuple of str) and label numbers (int64
-    array).
-    """
-
-
-def texts_of(record, number: int, source) -> _Texts:
-    """The captions and the label numbers of a record of a source."""
-    labels = source.relabelled(number, record.labels) if isinstance(source, MixedSource) else record.labels
-    return _Texts(tuple(c for c in record.captions if c and not c.isspace()), labels)
-
-
-class DecodedPictures:
-    """All pictures of a source decoded in memory, uint8 [N, side, side, 3], with their captions and labels.
-
-    A record that cannot be used is replaced by the next one that can (`replacement`), wrapping around at the
-    end.
-    """
-
-    def __init__(
-        self,
-        source,
-        side: int,
-        fit: str,
-        limit_bytes: int,
-        parse: Callable,
-        check: Callable[[_Texts], None],
-        damage: _Damage,
-        pool: concurrent.futures.Executor,
-        max_pixels: int,
-    ):
-        """Reads and decodes everything. MemoryError before anything is read if it takes more than
-        limit_bytes.
-        """
-        needed = source.count * side * side * 3
-        if needed > limit_bytes:
-            raise MemoryError(
-                f"{source.count:,} decoded pictures of {side} x {side} take {needed / 2**30:.2f} GiB, the "
-                f"limit is {limit_bytes / 2**30:.2f} GiB: raise cache_limit_bytes, lower cache_side (now "
-                f"{side}), or set cache_decoded=False to decode each picture when it is needed"
-            )
-        self.side = side
-        self.pictures = np.empty((source.count, side, side, 3), np.uint8)
-        self.texts: list[_Texts | None] = [None] * source.count
-
-        def load(index: int, payload: bytes | None) -> bool:
-            try:
-                record = _parsed(parse, payload)
-                texts = texts_of(record, index, source)
-                check(texts)
-                self.pictures[index] = framed(decode(record.image, max_pixels), side, fit)
-            except ValueError as error:
-                damage.note(index, error)
-                return False
-            self.texts[index] = texts
-            return True
-
-        usable = np.empty(source.count, bool)
-        for start in range(0, source.count, _READ_AT_ONCE):
-            indices = np.arange(start, min(start + _READ_AT_ONCE, source.count))
-            usable[indices] = list(pool.map(load, indices.tolist(), source.read(indices)))
-        good = np.flatnonzero(usable)
-        if not good.size:
-            raise ValueError(f"none of the {source.count:,} records can be used: {dict(damage.counts)}")
-        following = np.searchsorted(good, np.arange(source.count))
-        self.replacement = good[following % good.size]
-
-
-def _parsed(parse: Callable, payload: bytes | None):
-    """The record of a payload. RecordError if it is damaged."""
-    if payload is None:
-        raise RecordError("damaged record")
-    try:
-        return parse(payload)
-    except Exception as error:  # whatever a parser finds wrong with foreign bytes, the record cannot be used
-        raise RecordError(f"unreadable record ({type(error).__name__})") from error
 
 
 class Batches:
@@ -199,11 +98,12 @@ class Batches:
         self.source, self.augmentation, self.policy = source, augmentation, policy
         self.batch_size, self.seed = int(batch_size), int(seed)
         self.threads = threads or cores()
-        self._damage = _Damage()
+        self._damage = Damage()
         self._parse = parse
         self._max_replacements = max_replacements
         self._max_pixels = max_pixels
         self._pool = concurrent.futures.ThreadPoolExecutor(self.threads, thread_name_prefix="pictures")
+        self._features = None
         self._cache = None
         if cache_decoded:
             self._cache = DecodedPictures(
@@ -217,6 +117,40 @@ class Batches:
                 self._pool,
                 max_pixels,
             )
+
+    @property
+    def keeps_decoded(self) -> bool:
+        """Whether all pictures wait decoded in memory."""
+        return self._cache is not None
+
+    def fixed_pictures(self, records: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[bytes]]:
+        """(uint8 [n, S, S, 3], int64 [n] records really used, their encoded pictures), of an augmentation without chance.
+
+        ValueError for one with chance: it gives a record a new picture each time.
+        """
+        if self.augmentation.varying:
+            raise ValueError(f"views of a picture differ by {', '.join(self.augmentation.varying)}")
+        records = np.asarray(records, np.int64)
+        choices = self.augmentation.choices(step_key_numpy(0, 0), np.arange(len(records), dtype=np.int32))
+        loaded = self._pool.map(
+            lambda row, index, payload: self._cut(index, payload, choices, row),
+            range(len(records)),
+            records.tolist(),
+            self.source.read(records),
+        )
+        used, pictures, _ = zip(*loaded, strict=True)
+        used = np.asarray(used, np.int64)
+        encoded = [parsed(self._parse, payload).image for payload in self.source.read(used)]
+        return self.augmentation.finish(np.stack(pictures), choices), used, encoded
+
+    def use_features(self, cache) -> None:
+        """From now on `images` of a batch are float32 [B, D], the features of a `feature_cache.FeatureCache`."""
+        self._features = cache
+
+    @property
+    def gives_features(self) -> bool:
+        """Whether `images` of a batch are features."""
+        return self._features is not None
 
     @property
     def damage(self) -> dict[str, int]:
@@ -241,6 +175,8 @@ class Batches:
         examples = np.arange(host * rows, (host + 1) * rows, dtype=np.int32)
         _, wanted = self.order.indices(int(step) * self.batch_size + host * rows, rows)
         choices = self.augmentation.choices(key, examples)
+        if self._features is not None:
+            return self._batch_of_features(key, examples, wanted)
         if self._cache is not None:
             used = self._cache.replacement[wanted]
             images = self.augmentation.warp([self._cache.pictures[index] for index in used], choices)
@@ -258,6 +194,14 @@ class Batches:
         if self.policy is not None:
             images = self.policy(images, key, examples)
         batch = {"images": images, "record": np.asarray(used, np.int64), "examples": examples}
+        return batch | self._targets(key, examples, texts)
+
+    def _batch_of_features(self, key, examples, wanted: np.ndarray) -> dict[str, np.ndarray]:
+        used = self._features.used[wanted]
+        records = [parsed(self._parse, payload) for payload in self.source.read(used)]
+        texts = [texts_of(record, index, self.source) for record, index in zip(records, used.tolist())]
+        images = self._features.rows(wanted, [record.image for record in records])
+        batch = {"images": images, "record": used, "examples": examples}
         return batch | self._targets(key, examples, texts)
 
     def dataset(
@@ -300,20 +244,20 @@ class Batches:
         later.
         """
         size = self.augmentation.output_size
-        for start in range(0, self.source.count, _READ_AT_ONCE):
-            indices = np.arange(start, min(start + _READ_AT_ONCE, self.source.count))
+        for start in range(0, self.source.count, READ_AT_ONCE):
+            indices = np.arange(start, min(start + READ_AT_ONCE, self.source.count))
             for payload in self.source.read(indices):
                 try:
-                    first = header(_parsed(self._parse, payload).image)
+                    first = header(parsed(self._parse, payload).image)
                 except ValueError:
                     continue
                 return int(np.clip(max(first.height, first.width), size, 2 * size))
         return size
 
-    def _cut(self, index: int, payload: bytes | None, choices, row: int) -> tuple[int, np.ndarray, _Texts]:
+    def _cut(self, index: int, payload: bytes | None, choices, row: int) -> tuple[int, np.ndarray, Texts]:
         for _ in range(self._max_replacements):
             try:
-                record = _parsed(self._parse, payload)
+                record = parsed(self._parse, payload)
                 texts = texts_of(record, index, self.source)
                 self._check(texts)
                 return index, self.augmentation.cut(record.image, choices, row, self._max_pixels), texts
@@ -326,19 +270,22 @@ class Batches:
             f"{self.damage}; check the dataset or raise max_replacements"
         )
 
-    def _check(self, texts: _Texts) -> None:
+    def _check(self, texts: Texts) -> None:
         """Raises RecordError if a record lacks what the batch needs."""
         raise NotImplementedError
 
     def _targets(
-        self, key: np.ndarray, examples: np.ndarray, texts: Sequence[_Texts]
+        self, key: np.ndarray, examples: np.ndarray, texts: Sequence[Texts]
     ) -> dict[str, np.ndarray]:
         raise NotImplementedError
 
     def _signature(self, rows: int | None) -> dict[str, tf.TensorSpec]:
         size = self.augmentation.output_size
+        images = tf.TensorSpec((rows, size, size, 3), tf.uint8)
+        if self._features is not None:
+            images = tf.TensorSpec((rows, self._features.width), tf.float32)
         return {
-            "images": tf.TensorSpec((rows, size, size, 3), tf.uint8),
+            "images": images,
             "record": tf.TensorSpec((rows,), tf.int64),
             "examples": tf.TensorSpec((rows,), tf.int32),
         }
@@ -369,9 +316,9 @@ class ContrastiveBatches(Batches):
         )
         super().__init__(source, augmentation, batch_size, seed, **options)
 
-    def _check(self, texts: _Texts) -> None:
+    def _check(self, texts: Texts) -> None:
         if self._label_names:
-            _check_labels(texts.labels, len(self._label_names))
+            check_labels(texts.labels, len(self._label_names))
         if not texts.captions and not (self._label_names and texts.labels.size):
             raise RecordError("no caption")
 
@@ -379,10 +326,10 @@ class ContrastiveBatches(Batches):
         """The texts of a batch before they are tokenized (for people and logs); reads the batch again."""
         batch = self.at(step, host, hosts)
         payloads = zip(batch["record"].tolist(), self.source.read(batch["record"]))
-        texts = [texts_of(_parsed(self._parse, payload), number, self.source) for number, payload in payloads]
+        texts = [texts_of(parsed(self._parse, payload), number, self.source) for number, payload in payloads]
         return self._chosen(step_key_numpy(self.seed, int(step)), batch["examples"], texts)
 
-    def _chosen(self, key, examples, texts: Sequence[_Texts]) -> list[str]:
+    def _chosen(self, key, examples, texts: Sequence[Texts]) -> list[str]:
         captions, labels = [t.captions for t in texts], [t.labels for t in texts]
         return self.captions.choose(key, examples, captions, labels, self._label_names)
 
@@ -412,8 +359,8 @@ class LabelledBatches(Batches):
         self.num_classes = num_classes or class_count(source.metadata)
         super().__init__(source, augmentation, batch_size, seed, **options)
 
-    def _check(self, texts: _Texts) -> None:
-        _check_labels(texts.labels, self.num_classes)
+    def _check(self, texts: Texts) -> None:
+        check_labels(texts.labels, self.num_classes)
         if not texts.labels.size:
             raise RecordError("no label")
 
@@ -422,141 +369,3 @@ class LabelledBatches(Batches):
 
     def _signature(self, rows):
         return super()._signature(rows) | {"labels": tf.TensorSpec((rows, self.num_classes), tf.float32)}
-
-
-class EvaluationBatches:
-    """Pictures in the order of the files, without augmentation; the last batch is short.
-
-    Each element: images uint8 [b, S, S, 3], record int64 [b], examples int32 [b] (index within the batch),
-    valid bool [b] (False: the picture could not be decoded and is white; nothing is replaced, so that results
-    keep their records), labels float32 [b, classes] if num_classes, token_ids int32 [b, T] of each record's
-    caption number `caption` (0 = padding throughout where it has none) if a tokenizer is given.
-    """
-
-    def __init__(
-        self,
-        source,
-        augmentation: ImageAugmentation | int,
-        batch_size: int,
-        *,
-        tokenizer: Tokenizer | None = None,
-        num_classes: int | None = None,
-        caption: int = 0,
-        records: np.ndarray | None = None,
-        threads: int | None = None,
-        parse: Callable = parse_example,
-        max_pixels: int = 1 << 26,
-    ):
-        """augmentation: its `evaluation()` is used; an int is an output size (whole picture). records: which,
-        or all.
-        """
-        if isinstance(augmentation, int):
-            augmentation = ImageAugmentation(augmentation, scale=(1.0, 1.0))
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        self.source, self.augmentation = source, augmentation.evaluation()
-        self.batch_size = int(batch_size)
-        self.records = np.arange(source.count) if records is None else np.asarray(records, np.int64)
-        self._tokenizer, self._num_classes, self._caption = tokenizer, num_classes, caption
-        self._parse = parse
-        self._max_pixels = max_pixels
-        self._damage = _Damage()
-        self._pool = concurrent.futures.ThreadPoolExecutor(threads or cores(), thread_name_prefix="pictures")
-
-    @property
-    def damage(self) -> dict[str, int]:
-        """Number of undecodable pictures met so far, by cause."""
-        return dict(self._damage.counts)
-
-    def __len__(self) -> int:
-        return (len(self.records) + self.batch_size - 1) // self.batch_size
-
-    def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
-        return (self.at(number) for number in range(len(self)))
-
-    def at(self, number: int) -> dict[str, np.ndarray]:
-        """Batch `number` of 0 .. len(self) - 1."""
-        indices = self.records[number * self.batch_size : (number + 1) * self.batch_size]
-        count, size = len(indices), self.augmentation.output_size
-        examples = np.arange(count, dtype=np.int32)
-        choices = self.augmentation.choices(step_key_numpy(0, 0), examples, central=True)
-
-        def load(row: int, index: int, payload: bytes | None):
-            try:
-                record = _parsed(self._parse, payload)
-                return (
-                    self.augmentation.cut(record.image, choices, row, self._max_pixels),
-                    texts_of(record, index, self.source),
-                    True,
-                )
-            except ValueError as error:
-                self._damage.note(index, error)
-                return np.full((size, size, 3), 255, np.uint8), _Texts((), np.zeros(0, np.int64)), False
-
-        loaded = self._pool.map(load, range(count), indices.tolist(), self.source.read(indices))
-        pictures, texts, valid = zip(*loaded, strict=True)
-        batch = {
-            "images": np.stack(pictures),
-            "record": indices.astype(np.int64),
-            "examples": examples,
-            "valid": np.array(valid),
-        }
-        if self._num_classes:
-            for t in texts:
-                _check_labels(t.labels, self._num_classes)
-            batch["labels"] = multi_hot([t.labels for t in texts], self._num_classes)
-        if self._tokenizer is not None:
-            chosen = ["" if self._caption >= len(t.captions) else t.captions[self._caption] for t in texts]
-            with tf.device("CPU:0"):
-                batch["token_ids"] = self._tokenizer(chosen).numpy()
-        return batch
-
-    def dataset(self, *, parallel_batches: int = 2, prefetch: int = 2) -> tf.data.Dataset:
-        """The same batches behind tf.data's prefetching; the first dimension is not static."""
-        size = self.augmentation.output_size
-        signature = {
-            "images": tf.TensorSpec((None, size, size, 3), tf.uint8),
-            "record": tf.TensorSpec((None,), tf.int64),
-            "examples": tf.TensorSpec((None,), tf.int32),
-            "valid": tf.TensorSpec((None,), tf.bool),
-        }
-        if self._num_classes:
-            signature["labels"] = tf.TensorSpec((None, self._num_classes), tf.float32)
-        if self._tokenizer is not None:
-            signature["token_ids"] = tf.TensorSpec((None, self._tokenizer.length), tf.int32)
-        numbers = tf.data.Dataset.range(len(self))
-        return mapped(numbers, lambda n: self.at(int(n)), signature, parallel_batches, prefetch, None)
-
-
-def class_count(metadata: Mapping) -> int:
-    """The number of classes a dataset's json tells: that of its label_names."""
-    names = metadata.get("label_names")
-    if not names:
-        raise ValueError(
-            "the dataset's json has no label_names: give num_classes, or prepare the data with labels"
-        )
-    return len(names)
-
-
-def multi_hot(labels: Sequence[np.ndarray], num_classes: int) -> np.ndarray:
-    """float32 [B, num_classes]: 1 at each label of each example."""
-    hot = np.zeros((len(labels), num_classes), np.float32)
-    rows = np.repeat(np.arange(len(labels)), [len(own) for own in labels])
-    hot[rows, np.fromiter(itertools.chain.from_iterable(labels), np.int64, len(rows))] = 1.0
-    return hot
-
-
-def cores() -> int:
-    """The cores this process may use."""
-    import os
-
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _check_labels(labels: np.ndarray, num_classes: int) -> None:
-    if labels.size and (labels.min() < 0 or labels.max() >= num_classes):
-        wrong = labels.max() if labels.max() >= num_classes else labels.min()
-        raise LookupError(
-            f"a record has the label {wrong}, but labels must lie in [0, {num_classes}): "
-            "check num_classes and the dataset's label_names"
-        )

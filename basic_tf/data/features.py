@@ -8,9 +8,10 @@ whole picture first, then augmented ones. `metadata["features"]` says views, wid
 import numpy as np
 import tensorflow as tf
 
-from basic_tf.data.batches import ContrastiveBatches, RecordError, texts_of
+from basic_tf.data.batches import ContrastiveBatches
 from basic_tf.data.examples import parse_example
 from basic_tf.data.mixture import MixedSource
+from basic_tf.data.usable_records import RecordError, texts_of
 from basic_tf.randomness import bits_numpy, step_key_numpy
 
 FEATURES = "features"

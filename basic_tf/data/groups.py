@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from basic_tf.data.order import DistinctOrder
+from basic_tf.data.order import DistinctOrder, ExampleOrder
 from basic_tf.data.records import parse_example
 
 _READ_AT_ONCE = 1024
@@ -43,3 +43,15 @@ def distinct_labels(source, batch_size: int, seed: int, kind: str = "concept") -
     In a contrastive batch a second picture of the same concept is a false negative.
     """
     return DistinctOrder(label_groups(source, kind), batch_size, seed)
+
+
+def distinct_where_labelled(part, seed: int, run: int, kind: str = "concept"):
+    """For `mixture.MixtureOrder.orders`: the order of a part, in which `run` examples in a row are of distinct labels of
+    `kind`, where the part's json knows such labels; else a permutation for each epoch.
+
+    A batch of a mixture takes the next examples of each part, and may begin amid such a run: choose a run of several
+    times what a batch takes. A label of n records stays distinct up to runs of 1 / n of the part.
+    """
+    if kind in (part.metadata.get("label_kinds") or ()):
+        return DistinctOrder(label_groups(part, kind), min(run, part.count), seed)
+    return ExampleOrder(part.count, seed)

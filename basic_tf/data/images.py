@@ -16,151 +16,20 @@ rate.
 """
 
 import dataclasses
-import struct
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import cv2
 import numpy as np
-import tensorflow as tf
 
+from basic_tf.data.colours import colour_maps, is_coloured
+from basic_tf.data.decoding import checked_header, decode_window, resize
 from basic_tf.randomness import uniform_numpy
-
-cv2.setNumThreads(
-    1
-)  # batches are made by threads of our own; OpenCV's would only crowd the computation's cores
 
 FITS = ("stretch", "pad", "crop")
 BORDERS = ("white", "reflect")
 _WHITE = (255, 255, 255)
-_COLOUR_NOISE = 24  # difference between channels that a grey JPEG may show
-_LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
 _JPEG_RATIOS = (8, 4, 2)
-_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-
-
-class PictureError(ValueError):
-    """A picture that cannot be decoded. `cause` is short and the same for all pictures with the same
-    trouble.
-    """
-
-    def __init__(self, cause: str, detail: str = ""):
-        super().__init__(f"{cause}: {detail}" if detail else cause)
-        self.cause = cause
-
-
-class Header(NamedTuple):
-    """What the first bytes of a picture say."""
-
-    kind: str  # "jpeg", "png", "gif", "bmp" or "webp"
-    height: int
-    width: int
-    alpha: bool  # PNG alone: an alpha channel or a transparent colour
-
-
-def header(encoded: bytes) -> Header:
-    """Format and size of an encoded picture, without decoding it. PictureError if it is none."""
-    if not encoded:
-        raise PictureError("empty picture")
-    try:
-        if encoded[:3] == b"\xff\xd8\xff":
-            height, width, _ = tf.io.extract_jpeg_shape(encoded).numpy().tolist()
-            return Header("jpeg", height, width, False)
-        if encoded[:8] == _PNG_SIGNATURE:
-            width, height, _, colour = struct.unpack(">IIBB", encoded[16:26])
-            # Only asked for where there is one: TensorFlow's decoder invents an alpha of 1, 3 or 15 for
-            # opaque pictures of 1, 2 or 4 bits when four channels are wanted, and they would come out white.
-            alpha = colour in (4, 6) or encoded.find(b"tRNS", 0, max(encoded.find(b"IDAT"), 0)) > 0
-            return Header("png", height, width, alpha)
-        if encoded[:4] == b"GIF8":
-            width, height = struct.unpack("<HH", encoded[6:10])
-            return Header("gif", height, width, False)
-        if encoded[:2] == b"BM":
-            width, height = struct.unpack("<ii", encoded[18:26])
-            return Header("bmp", abs(height), abs(width), False)
-        if encoded[:4] == b"RIFF" and encoded[8:12] == b"WEBP":
-            return Header("webp", *_webp_size(encoded), False)
-    except (struct.error, tf.errors.OpError) as error:
-        raise PictureError("damaged header", _first_line(error)) from error
-    raise PictureError("unknown format", f"{len(encoded)} bytes that begin with {encoded[:8]!r}")
-
-
-def _webp_size(encoded: bytes) -> tuple[int, int]:
-    chunk = encoded[12:16]
-    if chunk == b"VP8X":
-        width, height = encoded[24:27] + b"\0", encoded[27:30] + b"\0"
-        return struct.unpack("<I", height)[0] + 1, struct.unpack("<I", width)[0] + 1
-    if chunk == b"VP8L":
-        (bits,) = struct.unpack("<I", encoded[21:25])
-        return (bits >> 14 & 0x3FFF) + 1, (bits & 0x3FFF) + 1
-    width, height = struct.unpack("<HH", encoded[26:30])
-    return height & 0x3FFF, width & 0x3FFF
-
-
-def decode(encoded: bytes, max_pixels: int = 1 << 26) -> np.ndarray:
-    """uint8 [H, W, 3] of a JPEG, PNG, GIF (first frame), BMP or WebP. PictureError names what is wrong.
-
-    Transparency is composited on white; grey, palette, 16-bit and CMYK pictures become RGB. Pictures of more
-    than `max_pixels` are refused before any memory is taken for them.
-    """
-    return _decode(encoded, checked_header(encoded, max_pixels))
-
-
-def checked_header(encoded: bytes, max_pixels: int) -> Header:
-    """`header`, refusing pictures without pixels or with more than max_pixels."""
-    found = header(encoded)
-    if found.height < 1 or found.width < 1:
-        raise PictureError("damaged header", f"size {found.width} x {found.height}")
-    if found.height * found.width > max_pixels:
-        raise PictureError("too many pixels", f"{found.width} x {found.height}, limit {max_pixels:,}")
-    return found
-
-
-def _decode(encoded: bytes, found: Header, window: tuple[int, int, int, int] | None = None, ratio: int = 1):
-    """uint8 [h, w, 3]; window (top, left, height, width) in pixels of the picture scaled down by `ratio`
-    (JPEG).
-    """
-    try:
-        with tf.device("CPU:0"):
-            if found.kind == "jpeg":
-                options = {"channels": 3, "ratio": ratio, "dct_method": "INTEGER_ACCURATE"}
-                if window is None:
-                    return tf.io.decode_jpeg(encoded, **options).numpy()
-                return tf.io.decode_and_crop_jpeg(encoded, window, **options).numpy()
-            if found.kind == "png":
-                picture = tf.io.decode_png(encoded, channels=4 if found.alpha else 3).numpy()
-            else:
-                picture = tf.io.decode_image(encoded, channels=3, expand_animations=False).numpy()
-    except tf.errors.OpError as error:
-        raise PictureError(f"undecodable {found.kind.upper()}", _first_line(error)) from error
-    if picture.shape[-1] == 4:
-        picture = on_white(picture)
-    if window is not None:
-        top, left, height, width = window
-        picture = picture[top : top + height, left : left + width]
-    return picture
-
-
-def on_white(rgba: np.ndarray) -> np.ndarray:
-    """uint8 [..., 4] with straight alpha -> uint8 [..., 3] on a white ground."""
-    alpha = rgba[..., 3:].astype(np.uint32)
-    # Exact rounding of (colour * alpha + white * (255 - alpha)) / 255.
-    return ((rgba[..., :3] * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
-
-
-def _first_line(error: Exception) -> str:
-    message = getattr(error, "message", None) or str(error)
-    return message.split("}} ")[-1].split("\n")[0].split(" [Op:")[0]
-
-
-def resize(picture: np.ndarray, height: int, width: int) -> np.ndarray:
-    """uint8 [h, w, 3] -> uint8 [height, width, 3]: bilinear; area means where it shrinks more than
-    twofold.
-    """
-    if picture.shape[:2] == (height, width):
-        return picture
-    shrinks = picture.shape[0] > 2 * height or picture.shape[1] > 2 * width
-    return cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
 
 
 class Choices(NamedTuple):
@@ -169,7 +38,7 @@ class Choices(NamedTuple):
     window: [B, 2] width and height of the window that is cut, as shares of the frame. place: [B, 2] in [-1,
     1], where in its room the window lies (x, y; 0 = centre). shift: [B, 2] extra shift in shares of the
     frame. angle: [B] radians.
-    flip: [B] 0 or 1. paint: [B, 22] the draws behind the colour changes (`ImageAugmentation.colours`).
+    flip: [B] 0 or 1. paint: [B, 22] the draws behind the colour changes (`colours.colour_maps`).
     erased: [B, 4] top, left, bottom, right in shares of the output (empty box: nothing). blur: [B] 0 or 1.
     """
 
@@ -254,6 +123,15 @@ class ImageAugmentation:
                 f"fit must be one of {FITS} and border of {BORDERS}, got {self.fit!r}, {self.border!r}"
             )
 
+    @property
+    def varying(self) -> tuple[str, ...]:
+        """The settings by which two views of one picture differ; empty for an augmentation without chance."""
+        fixed = {"output_size", "border", "erase_area", "monochrome_only", "scale", "aspect", "fit"}
+        found = [f.name for f in dataclasses.fields(self) if f.name not in fixed and getattr(self, f.name)]
+        # A window of any size but the frame's lies at a random place; a square one moves over the longer side.
+        found += [name for name in ("scale", "aspect") if tuple(getattr(self, name)) != (1.0, 1.0)]
+        return (*found, *(("fit",) if self.fit == "crop" else ()))
+
     def evaluation(self) -> "ImageAugmentation":
         """Without chance: the central window, at scale 1 or as near to it as `scale` allows."""
         side = float(np.clip(1.0, *self.scale))
@@ -314,37 +192,6 @@ class ImageAugmentation:
             )
         )
 
-    def colours(self, paint: np.ndarray, coloured: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """All colour changes composed: rgb -> rgb @ matrix + offset, rgb in [0, 1].
-
-        paint: float32 [B, 22], `Choices.paint`. coloured: bool [B], the pictures that inversion and
-        recolouring must leave alone (None: none). Returns float32 [B, 3, 3] and [B, 3].
-        """
-        count = len(paint)
-        eye = np.eye(3)
-        matrix, offset = np.tile(eye, (count, 1, 1)), np.zeros((count, 3))
-        open_to_all = np.ones(count, bool) if coloured is None else ~coloured
-
-        def then(chosen, step, addition):
-            nonlocal matrix, offset
-            step = np.where(chosen[:, None, None], step, eye)
-            offset = np.einsum("bi,bij->bj", offset, step) + np.where(chosen[:, None], addition, 0.0)
-            matrix = matrix @ step
-
-        def factor(column, strength):
-            return 1 + (2 * paint[:, column].astype(np.float64) - 1) * strength
-
-        everyone = np.ones(count, bool)
-        then((paint[:, 0] < self.invert_probability) & open_to_all, -eye, 1.0)
-        then((paint[:, 1] < self.recolour_probability) & open_to_all, *_ink_map(paint[:, 9:22]))
-        then(everyone, eye * np.stack([factor(i, self.gain) for i in (2, 3, 4)], 1)[:, None, :], 0.0)
-        contrast = factor(5, self.contrast)[:, None]
-        then(everyone, eye * contrast[..., None], 0.5 * (1 - contrast))
-        kept = np.where(paint[:, 7] < self.grey_probability, 0.0, factor(6, self.saturation))[:, None, None]
-        then(everyone, kept * eye + (1 - kept) * np.outer(_LUMA, np.ones(3)), 0.0)
-        then(everyone, eye, (factor(8, self.brightness) - 1)[:, None])
-        return matrix.astype(np.float32), offset.astype(np.float32)
-
     def window_in(
         self, height: int, width: int, choices: Choices, row: int
     ) -> tuple[float, float, float, float]:
@@ -375,7 +222,7 @@ class ImageAugmentation:
         whole_height, whole_width = -(-found.height // ratio), -(-found.width // ratio)
         top, bottom, low, high = _span(y / ratio, height / ratio, whole_height, size)
         left, right, first, last = _span(x / ratio, width / ratio, whole_width, size)
-        picture = _decode(encoded, found, (top, left, bottom - top, right - left), ratio)
+        picture = decode_window(encoded, found, (top, left, bottom - top, right - left), ratio)
         inner = resize(picture, high - low, last - first)
         if inner.shape[:2] != (size, size):
             edges = ((low, size - high), (first, size - last), (0, 0))
@@ -443,8 +290,8 @@ class ImageAugmentation:
     def recolour(self, pictures: np.ndarray, choices: Choices) -> np.ndarray:
         """Colours, blur, erasing, each row by its own choices, in place: uint8 [B, S, S, 3]."""
         if self._changes_colour:
-            coloured = _coloured(pictures) if self.monochrome_only else None
-            matrix, offset = self.colours(choices.paint, coloured)
+            coloured = is_coloured(pictures) if self.monochrome_only else None
+            matrix, offset = colour_maps(self, choices.paint, coloured)
             # OpenCV maps a column (r, g, b, 1) by a 3 x 4 matrix; rounding and clipping are its own.
             maps = np.concatenate([matrix.transpose(0, 2, 1), 255 * offset[:, :, None]], 2)
             for row in range(len(pictures)):
@@ -457,25 +304,6 @@ class ImageAugmentation:
                 top, left, bottom, right = boxes[row]
                 pictures[row, top:bottom, left:right] = 255 if self.border == "white" else 128
         return pictures
-
-
-def _ink_map(v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(matrix, offset) [B, 3, 3], [B, 3] of x -> 1 - (1 - x) @ ink for random maps `ink` of the channels.
-
-    Each new ink is a mean of the old ones times a strength, the largest of which is between 0.6 and 1: white
-    stays white, and black becomes a colour that stands out from it. v: [B, 13] uniform draws.
-    """
-    v = v.astype(np.float64)
-    weights = v[:, :9].reshape(-1, 3, 3) + 1e-3
-    weights /= weights.sum(1, keepdims=True)
-    strength = v[:, 9:12] / np.maximum(v[:, 9:12].max(1, keepdims=True), 1e-6)
-    ink = weights * (strength * (0.6 + 0.4 * v[:, 12:13]))[:, None, :]
-    return ink, 1 - ink.sum(1)
-
-
-def _coloured(pictures: np.ndarray) -> np.ndarray:
-    """bool [B]: whether a picture uint8 [B, H, W, 3] has colours of its own (beyond a codec's noise)."""
-    return (pictures.max(-1) - pictures.min(-1)).max((1, 2)) > _COLOUR_NOISE
 
 
 def _span(centre: float, length: float, limit: int, size: int) -> tuple[int, int, int, int]:
@@ -492,22 +320,3 @@ def _span(centre: float, length: float, limit: int, size: int) -> tuple[int, int
         low = int(np.clip(round((inner_start - start) / length * size), 0, size - 1))
         high = int(np.clip(round((inner_stop - start) / length * size), low + 1, size))
     return inner_start, inner_stop, low, high
-
-
-def framed(picture: np.ndarray, side: int, fit: str) -> np.ndarray:
-    """uint8 [H, W, 3] -> uint8 [side, side, 3], fitted as `ImageAugmentation.fit` says (crop: the central
-    square).
-    """
-    height, width = picture.shape[:2]
-    if fit == "stretch" or height == width:
-        return resize(picture, side, side)
-    if fit == "crop":
-        short = min(height, width)
-        top, left = (height - short) // 2, (width - short) // 2
-        return resize(picture[top : top + short, left : left + short], side, side)
-    factor = side / max(height, width)
-    inner = resize(picture, max(1, round(height * factor)), max(1, round(width * factor)))
-    top, left = (side - inner.shape[0]) // 2, (side - inner.shape[1]) // 2
-    result = np.full((side, side, 3), 255, np.uint8)
-    result[top : top + inner.shape[0], left : left + inner.shape[1]] = inner
-    return result

@@ -7,6 +7,7 @@ the buffers are full and all is quiet.
 """
 
 import atexit
+import os
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -98,3 +99,8 @@ def mapped(
         options.threading.private_threadpool_size = private_threads
     dataset = numbers.map(load, num_parallel_calls=parallel, deterministic=True)
     return dataset.prefetch(prefetch).with_options(options)
+
+
+def cores() -> int:
+    """The cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

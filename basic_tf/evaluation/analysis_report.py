@@ -7,7 +7,7 @@ import posixpath
 import numpy as np
 import tensorflow as tf
 
-from basic_tf.data import images as image_data
+from basic_tf.data import decoding
 from basic_tf.evaluation import analysis, pictures, probe
 from basic_tf.evaluation.encoder import Encoder
 from basic_tf.evaluation.suite import SuiteResult
@@ -144,7 +144,7 @@ def _grid_row(suite: SuiteResult, name: str, confused: list[dict]) -> pictures.G
     return pictures.GridRow(
         name.replace("_", " "),
         [
-            image_data.framed(image_data.decode(image), _SHOWN_PIXELS, "pad")
+            decoding.framed(decoding.decode(image), _SHOWN_PIXELS, "pad")
             for image in suite.tests[name].read_images(np.array(records))
         ],
         [classes[result.kept_labels[row]] for row in rows],

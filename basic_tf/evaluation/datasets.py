@@ -1,5 +1,6 @@
 """Which tests a data folder holds, and reading them in order.
 
+A data_dir is a folder, or several with commas between ("data/emoji,data/clipart"), whose tests have different names.
 A folder has `test_<name>.json` for each zero-shot test and `retrieval.json`, written with their records by
 the tools/prepare_*.py programs. The json of a test names its classes: `classes`, a list of names or of
 {"name": ..., "described": ...}, where `described` (a string or several) is a richer text for the same class.
@@ -91,15 +92,31 @@ def _examples(source: RecordSource, size: int):
             yield np.asarray([index for index, _ in kept], np.int64), [example for _, example in kept]
 
 
+def folders(data_dir: str) -> list[str]:
+    """The folders of a data_dir. FileNotFoundError if one is none."""
+    parts = [part.strip() for part in data_dir.split(",") if part.strip()]
+    for part in parts:
+        if not tf.io.gfile.isdir(part):
+            raise FileNotFoundError(f"--data_dir={part} is not a folder; tools/prepare_emoji.py makes one")
+    return parts
+
+
+def tests(data_dir: str) -> dict[str, str]:
+    """The path of each test by its name."""
+    found: dict[str, str] = {}
+    for folder in folders(data_dir):
+        for file in tf.io.gfile.listdir(folder):
+            if file.startswith(_PREFIX) and file.endswith(".json"):
+                name, path = file[len(_PREFIX) : -len(".json")], posixpath.join(folder, file)
+                if name in found:
+                    raise ValueError(f"two tests are called {name}: {found[name]} and {path}; rename one")
+                found[name] = path
+    return found
+
+
 def test_names(data_dir: str) -> list[str]:
-    """The names of the tests in a folder: `test_openmoji.json` is "openmoji". FileNotFoundError if none."""
-    if not tf.io.gfile.isdir(data_dir):
-        raise FileNotFoundError(f"--data_dir={data_dir} is not a folder; tools/prepare_emoji.py makes one")
-    names = [
-        name[len(_PREFIX) : -len(".json")]
-        for name in tf.io.gfile.listdir(data_dir)
-        if name.startswith(_PREFIX) and name.endswith(".json")
-    ]
+    """The names of the tests in a data_dir: `test_openmoji.json` is "openmoji". FileNotFoundError if none."""
+    names = tests(data_dir)
     if not names:
         raise FileNotFoundError(
             f"{data_dir} holds no test (no test_*.json); tools/prepare_emoji.py writes some"
@@ -112,8 +129,8 @@ test_names.__test__ = False
 
 def open_test(data_dir: str, name: str) -> TestSet:
     """Opens `<data_dir>/test_<name>.json`. FileNotFoundError lists the tests that are there."""
-    path = posixpath.join(data_dir, f"{_PREFIX}{name}.json")
-    if not tf.io.gfile.exists(path):
+    path = tests(data_dir).get(name)
+    if path is None:
         raise FileNotFoundError(
             f"no test {name!r} in {data_dir}; there are: {', '.join(test_names(data_dir))}"
         )
@@ -123,11 +140,12 @@ def open_test(data_dir: str, name: str) -> TestSet:
 
 
 def open_retrieval(data_dir: str) -> RetrievalSet | None:
-    """Opens `<data_dir>/retrieval.json`, or None if the folder has none."""
-    path = posixpath.join(data_dir, f"{_RETRIEVAL}.json")
-    if not tf.io.gfile.exists(path):
-        return None
-    return RetrievalSet(_RETRIEVAL, path, RecordSource.open(path))
+    """Opens the first `<folder>/retrieval.json`, or None if no folder has one."""
+    for folder in folders(data_dir):
+        path = posixpath.join(folder, f"{_RETRIEVAL}.json")
+        if tf.io.gfile.exists(path):
+            return RetrievalSet(_RETRIEVAL, path, RecordSource.open(path))
+    return None
 
 
 def class_texts(metadata: dict, path: str) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...] | None]:

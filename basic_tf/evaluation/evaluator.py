@@ -7,7 +7,7 @@ import numpy as np
 import orbit
 import tensorflow as tf
 
-from basic_tf.data.images import decode, framed
+from basic_tf.data.decoding import decode, framed
 from basic_tf.evaluation import datasets, suite
 from basic_tf.evaluation.encoder import Encoder
 from basic_tf.monitoring import panels

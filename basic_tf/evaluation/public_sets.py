@@ -31,7 +31,7 @@ class PublicSet:
     data folder. classes: the names themselves, a key of the prompts file, or None: as TFDS names its labels. templates: a
     key of the prompts file, or the templates. subset: the key of WordNet ids that compete. figure: what the field reports:
     "top1", "mean_per_class", or "mean_average_precision" (several labels to a picture). preparation: how to get it, in
-    addition to building it with TFDS.
+    addition to `tfds build`.
     """
 
     name: str

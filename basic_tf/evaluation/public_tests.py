@@ -4,7 +4,6 @@ import dataclasses
 import itertools
 import json
 import os
-import posixpath
 from collections.abc import Iterator
 
 import numpy as np
@@ -102,9 +101,8 @@ def open_public(name: str, prompts_file: Prompts, data_dir: str | None, tfds_dir
 
 
 def _from_records(spec: PublicSet, prompts_file: Prompts, data_dir: str | None):
-    path = posixpath.join(data_dir or "", f"test_{spec.name}.json")
-    if data_dir is None or not tf.io.gfile.exists(path):
-        where = f"there is no {path}" if data_dir else "no --data_dir is given"
+    if data_dir is None or spec.name not in datasets.tests(data_dir):
+        where = f"there is no {data_dir}/test_{spec.name}.json" if data_dir else "no --data_dir is given"
         raise MissingTestError(f"{spec.name} is not on disk: {where}{spec.preparation}")
     test = datasets.open_test(data_dir, spec.name)
     return dataclasses.replace(test, templates=_templates(spec, prompts_file))
@@ -129,8 +127,9 @@ def _from_tfds(spec: PublicSet, prompts_file: Prompts, tfds_dir: str | None) -> 
             read_config=tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False),
         )
     except AssertionError as error:  # what TFDS raises where nothing was prepared
+        folder = f" --data_dir={tfds_dir}" if tfds_dir else ""
         raise MissingTestError(
-            f"{spec.name} is not on disk: build it with `{_building(spec, tfds_dir)}`{spec.preparation}"
+            f"{spec.name} is not on disk: build it with `tfds build {spec.tfds}{folder}`{spec.preparation}"
         ) from error
     pictures = pictures.map(lambda example: {"image": example["image"], "label": example[key]})
     feature = builder.info.features[key]
@@ -145,19 +144,12 @@ def _from_tfds(spec: PublicSet, prompts_file: Prompts, tfds_dir: str | None) -> 
     )
 
 
-def _building(spec: PublicSet, tfds_dir: str | None) -> str:
-    """The command that builds a set. Not `tfds build`: that needs Apache Beam, which nothing else here does."""
-    folder = f", data_dir='{tfds_dir}'" if tfds_dir else ""
-    code = f"import tensorflow_datasets as tfds; tfds.builder('{spec.tfds}'{folder}).download_and_prepare()"
-    return f'python -c "{code}"'
-
-
 def _classes(spec: PublicSet, prompts_file: Prompts, labels: tuple[str, ...]) -> tuple[str, ...]:
     """Class names in the order of TFDS' labels."""
     if spec.classes is None:
         if all(label.isdigit() for label in labels):
             raise ValueError(
-                f"{spec.name}: TFDS knows no label names; build it again with `{_building(spec, None)}`"
+                f"{spec.name}: TFDS knows no label names; build it again with `tfds build {spec.tfds}`"
             )
         return tuple(plain_label(label) for label in labels)
     names = spec.classes if isinstance(spec.classes, tuple) else tuple(prompts_file.classes[spec.classes])

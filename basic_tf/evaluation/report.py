@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow as tf
 
-from basic_tf.data import images as image_data
+from basic_tf.data import decoding
 from basic_tf.evaluation import pictures, published
 from basic_tf.evaluation.public_sets import PUBLIC_SETS, ROBUSTNESS
 from basic_tf.evaluation.suite import DESCRIBED, SuiteResult
@@ -19,6 +19,9 @@ TITLES = {
     "held_out_concepts": "concepts never trained on, by name",
     "held_out_concepts_described": "concepts never trained on, by name and keywords",
     "symbola": "symbola (line drawings, never trained on)",
+    "clipart_folders": "drawings of clip art, by the name of their folder",
+    "fashion": "grey photographs of clothes (Fashion-MNIST)",
+    "photos": "photographs cut out (Tux Paint's stamps), a class for nearly each",
 }
 
 
@@ -181,7 +184,7 @@ def write_grid(path: str, suite: SuiteResult, for_each: int = 6) -> None:
         rows.append(
             pictures.GridRow(
                 name.replace("_", " "),
-                [image_data.framed(image_data.decode(image), _SHOWN_PIXELS, "pad") for image in images],
+                [decoding.framed(decoding.decode(image), _SHOWN_PIXELS, "pad") for image in images],
                 [classes[label] for label in result.kept_labels[chosen]],
                 list(result.kept_predictions[chosen, 0] == result.kept_labels[chosen]),
                 [[classes[index] for index in best] for best in result.kept_predictions[chosen]],

@@ -6,11 +6,14 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from basic_tf.data.batches import ContrastiveBatches, EvaluationBatches, LabelledBatches, multi_hot
+from basic_tf.data.batches import ContrastiveBatches, LabelledBatches
 from basic_tf.data.block_cache import BlockCache
 from basic_tf.data.captions import CaptionChoice
+from basic_tf.data.decoding import decode
+from basic_tf.data.evaluation_batches import EvaluationBatches
 from basic_tf.data.examples import parse_example, serialize_example
-from basic_tf.data.images import ImageAugmentation, decode
+from basic_tf.data.images import ImageAugmentation
+from basic_tf.data.labels import multi_hot
 from basic_tf.data.memory import InMemorySource
 from basic_tf.data.order import BlockOrder, DistinctOrder, ExampleOrder
 from basic_tf.data.records import RecordSource, RecordWriter

@@ -7,7 +7,9 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from basic_tf.data.images import ImageAugmentation, PictureError, decode, framed, header, on_white
+from basic_tf.data.colours import colour_maps
+from basic_tf.data.decoding import PictureError, decode, framed, header, on_white
+from basic_tf.data.images import ImageAugmentation
 from basic_tf.randomness import step_key_numpy
 from tests.data.pictures import jpeg, png, smooth
 
@@ -304,7 +306,7 @@ def test_colours_are_the_changes_one_after_the_other():
 
 def test_recolouring_keeps_white_and_shows_black_ink():
     augmentation = ImageAugmentation(4, recolour_probability=1.0)
-    matrix, offset = augmentation.colours(augmentation.choices(KEY, np.arange(300)).paint)
+    matrix, offset = colour_maps(augmentation, augmentation.choices(KEY, np.arange(300)).paint)
     white, black = matrix.sum(1) + offset, offset
     assert np.allclose(white, 1, atol=1e-6)
     assert black.min() > -1e-6 and (1 - black).max(1).min() > 0.59 and black.std(0).min() > 0.15

@@ -161,7 +161,7 @@ def test_what_is_not_on_disk_is_said_and_the_others_run(prompts_file, tmp_path):
 
     result = run(["imagenet_v2", "objectnet", "birdsnap"])
     assert list(result.zero_shot) == ["birdsnap"] and list(result.missing) == ["imagenet_v2", "objectnet"]
-    assert "tfds.builder('imagenet_v2/matched-frequency', data_dir='" in lines[0] and "\n" not in lines[0]
+    assert "tfds build imagenet_v2/matched-frequency --data_dir=" in lines[0] and "\n" not in lines[0]
     assert "tools/prepare_class_folders.py" in lines[1] and "\n" not in lines[1]
     report.write(result, str(tmp_path / "out"), {})
     assert "imagenet_v2 is not on disk" in (tmp_path / "out" / "results.md").read_text()

@@ -143,6 +143,21 @@ def test_tests_that_share_classes_share_weights(evaluated, data_dir):
     assert evaluated[2].texts == 7 * 2 + 2 * 2 + 3 + 7 * 3  # colours once; names; descriptions; captions
 
 
+def test_tests_of_several_folders(data_dir, tmp_path):
+    for folder, name in (("a", "birds"), ("b", "fish"), ("c", "birds")):
+        (tmp_path / folder).mkdir()
+        write_test(tmp_path / folder, name, [(0, "red"), (1, "blue")])
+    both = f"{tmp_path}/a, {tmp_path}/b,{data_dir}"
+    assert set(datasets.test_names(both)) == {"birds", "fish", *datasets.test_names(data_dir)}
+    result = suite.run(ColourEncoder(), both, ("{}",), tests=["birds", "fish", "openmoji"])
+    assert list(result.zero_shot) == ["birds", "fish", "openmoji"] and result.retrieval is not None
+    with pytest.raises(ValueError, match=r"two tests are called birds: .*/a/.* and .*/c/"):
+        datasets.test_names(f"{tmp_path}/a,{tmp_path}/c")
+    with pytest.raises(FileNotFoundError, match="/nowhere is not a folder"):
+        datasets.open_test(f"{tmp_path}/a,{tmp_path}/nowhere", "birds")
+    assert datasets.open_retrieval(f"{tmp_path}/a") is None
+
+
 def test_results_files(evaluated, data_dir, tmp_path):
     provenance = {"model": "runs/x", "step": 5, "versions": {"tensorflow": "2.20.0"}}
     content = report.write(evaluated[0], str(tmp_path), provenance)

@@ -1,0 +1,121 @@
+"""Records as batches use them: parsed and checked, damage counted, decoded all at once where they fit into memory."""
+
+import collections
+import concurrent.futures
+import threading
+from collections.abc import Callable
+
+import numpy as np
+from absl import logging
+
+from basic_tf.data.decoding import decode, framed
+from basic_tf.data.mixture import MixedSource
+
+_LOGGED_PER_CAUSE = 5
+READ_AT_ONCE = 512
+
+
+class RecordError(ValueError):
+    """A record that cannot be used; `cause` is one of a few short phrases."""
+
+    def __init__(self, cause: str):
+        super().__init__(cause)
+        self.cause = cause
+
+
+class Damage:
+    """Counts unusable records by cause and logs the first few of each."""
+
+    def __init__(self):
+        self.counts: collections.Counter[str] = collections.Counter()
+        self._seen: set[int] = set()
+        self._lock = threading.Lock()
+
+    def note(self, record: int, error: Exception) -> None:
+        """Counts a record, once."""
+        with self._lock:
+            if record in self._seen:
+                return
+            self._seen.add(record)
+            cause = getattr(error, "cause", "damaged record")
+            self.counts[cause] += 1
+            if self.counts[cause] <= _LOGGED_PER_CAUSE:
+                logging.warning("record %d is skipped: %s", record, error)
+
+
+class Texts(collections.namedtuple("Texts", ["captions", "labels"])):
+    """What is kept of a record beside its picture: captions (tuple of str) and label numbers (int64
+    array).
+    """
+
+
+def texts_of(record, number: int, source) -> Texts:
+    """What is kept of a parsed record, its labels by the names of a mixture."""
+    labels = source.relabelled(number, record.labels) if isinstance(source, MixedSource) else record.labels
+    return Texts(tuple(c for c in record.captions if c and not c.isspace()), labels)
+
+
+class DecodedPictures:
+    """All pictures of a source decoded in memory, uint8 [N, side, side, 3], with their captions and labels.
+
+    A record that cannot be used is replaced by the next one that can (`replacement`), wrapping around at the
+    end.
+    """
+
+    def __init__(
+        self,
+        source,
+        side: int,
+        fit: str,
+        limit_bytes: int,
+        parse: Callable,
+        check: Callable[[Texts], None],
+        damage: Damage,
+        pool: concurrent.futures.Executor,
+        max_pixels: int,
+    ):
+        """Reads and decodes everything. MemoryError before anything is read if it takes more than
+        limit_bytes.
+        """
+        needed = source.count * side * side * 3
+        if needed > limit_bytes:
+            raise MemoryError(
+                f"{source.count:,} decoded pictures of {side} x {side} take {needed / 2**30:.2f} GiB, the "
+                f"limit is {limit_bytes / 2**30:.2f} GiB: raise cache_limit_bytes, lower cache_side (now "
+                f"{side}), or set cache_decoded=False to decode each picture when it is needed"
+            )
+        self.side = side
+        self.pictures = np.empty((source.count, side, side, 3), np.uint8)
+        self.texts: list[Texts | None] = [None] * source.count
+
+        def load(index: int, payload: bytes | None) -> bool:
+            try:
+                record = parsed(parse, payload)
+                texts = texts_of(record, index, source)
+                check(texts)
+                self.pictures[index] = framed(decode(record.image, max_pixels), side, fit)
+            except ValueError as error:
+                damage.note(index, error)
+                return False
+            self.texts[index] = texts
+            return True
+
+        usable = np.empty(source.count, bool)
+        for start in range(0, source.count, READ_AT_ONCE):
+            indices = np.arange(start, min(start + READ_AT_ONCE, source.count))
+            usable[indices] = list(pool.map(load, indices.tolist(), source.read(indices)))
+        good = np.flatnonzero(usable)
+        if not good.size:
+            raise ValueError(f"none of the {source.count:,} records can be used: {dict(damage.counts)}")
+        following = np.searchsorted(good, np.arange(source.count))
+        self.replacement = good[following % good.size]
+
+
+def parsed(parse: Callable, payload: bytes | None):
+    """The record of a payload. RecordError if it is damaged."""
+    if payload is None:
+        raise RecordError("damaged record")
+    try:
+        return parse(payload)
+    except Exception as error:  # whatever a parser finds wrong with foreign bytes, the record cannot be used
+        raise RecordError(f"unreadable record ({type(error).__name__})") from error
