@@ -47,7 +47,10 @@ _SHARD_OVER = flags.DEFINE_enum(
     "The axis of the mesh that cuts weights (or Mesh.shard_over in gin).",
 )
 _TRAIN_STEPS = flags.DEFINE_integer(
-    "train_steps", None, "Overrides the number of steps of every stage that runs.", 1
+    "train_steps",
+    None,
+    "Ends every stage that runs after so many steps; fewer than the recipe's are the first steps of its schedule.",
+    1,
 )
 _STEPS_PER_LOOP = flags.DEFINE_integer(
     "steps_per_loop", 1, "Steps between visits to the host (TPU: a few hundred).", 1

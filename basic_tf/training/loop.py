@@ -21,7 +21,7 @@ from absl import logging
 
 from basic_tf.monitoring import flops, metrics_log, profile, progress
 from basic_tf.parallel import runtime as runtime_lib
-from basic_tf.training import checkpoints, preemption
+from basic_tf.training import checkpoints, frozen_features, preemption
 from basic_tf.training.stage_run import (
     Options,
     StageRun,
@@ -73,6 +73,8 @@ def run_stage(
         else:
             report = run.warm_start(run_folder)
             print("\n".join(report.lines()) if report else f"stage {stage.name}: from scratch", flush=True)
+        if frozen_features.provide(run, stop):
+            run.task.given_features = True
         _train(run, (metadata or {}).get("clock"), stop, evaluator, at_start)
     if runtime.host == 0:
         mark_finished(folder, int(run.global_step))

@@ -20,7 +20,11 @@ _FINISHED = "finished.json"
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What the command line decides for every stage. train_steps overrides each stage's duration."""
+    """What the command line decides for every stage.
+
+    train_steps: where each stage ends. Fewer steps than the stage's own duration leave the schedule as it is, so that they
+    are the first steps of the whole run, bit for bit; more stretch it.
+    """
 
     seed: int = 0
     steps_per_loop: int = 1
@@ -70,9 +74,8 @@ class StageRun:
         self.seed = stage_seed(options.seed, stage.name)
         self.batches = stage.batches(seed=self.seed, batch_size=stage.batch_size)
         rows = runtime.rows_per_replica(stage.batch_size)
-        self.total_steps = options.train_steps or stage.train.to_steps(
-            stage.batch_size, self.batches.source.count
-        )
+        planned = stage.train.to_steps(stage.batch_size, self.batches.source.count)
+        self.total_steps = options.train_steps or planned
         if self.total_steps < 1:
             raise ConfigurationError(
                 f"stage {stage.name} lasts {self.total_steps} steps; Stage.train must give at least one"
@@ -97,7 +100,7 @@ class StageRun:
                     f"but {len(moved)} of its parameters are trained; freeze 'image_tower/.*' in a rule, or read pictures"
                 )
             runtime.place(parameters, self._layouts(trainable, resolved))
-            self.schedule = stage.schedule(total_steps=self.total_steps)
+            self.schedule = stage.schedule(total_steps=max(self.total_steps, planned))
             self.optimizer = stage.optimizer(self.schedule, rules=resolved)
             self.optimizer.build(self.trained)
             if self.task.accumulate_in_slots:

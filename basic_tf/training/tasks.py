@@ -15,7 +15,7 @@ from basic_tf import randomness
 from basic_tf.contrastive.blockwise import contrastive_step_by_block
 from basic_tf.contrastive.gradients import contrastive_gradients
 from basic_tf.contrastive.microbatches import cut_rows
-from basic_tf.data.batches import class_count
+from basic_tf.data.labels import class_count
 
 
 class StepResult(NamedTuple):
@@ -193,7 +193,7 @@ class Classification(Task):
                 return index + 1, tf.nest.map_structure(tf.add, totals, part(index))
 
             _, (gradients, statistics, loss, precision) = tf.while_loop(
-                lambda index, _: index < cut.count, body, (tf.constant(0), start), parallel_iterations=1
+                lambda index, _: index < parts, body, (tf.constant(0), start), parallel_iterations=1
             )
         # On a mesh the statistics of a microbatch are those of all its devices already.
         statistics = [value / (parts * (1 if mesh else replicas)) for value in statistics]
@@ -216,7 +216,8 @@ class Contrastive(Task):
     accumulate_in_slots: "sketch" (or "pieces", "uncorrected") sends the gradients of the microbatches straight into the
     optimizer's slots, on one device: no gradient buffer, for an approximate second moment (docs/slot_accumulation.md).
     None: buffers, exact. negatives: "batch", or "microbatch": the mean of a loss over each microbatch by itself, which is
-    what accumulating gradients without Algorithm 1 gives; for comparison, on one device.
+    what accumulating gradients without Algorithm 1 gives; for comparison, on one device. cache_features: a frozen image
+    tower's features are computed once and kept in the stage's folder (training/frozen_features.py).
     """
 
     unit = "pairs"
@@ -233,8 +234,10 @@ class Contrastive(Task):
         apply_by_block: bool = False,
         accumulate_in_slots: str | None = None,
         negatives: str = "batch",
+        cache_features: bool = False,
     ):
         del metadata
+        self.cache_features = cache_features
         if negatives not in ("batch", "microbatch"):
             raise ValueError(f"Contrastive.negatives is {negatives!r}; it can be 'batch' or 'microbatch'")
         if negatives == "microbatch" and (apply_by_block or accumulate_in_slots or not microbatch):

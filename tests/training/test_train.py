@@ -88,6 +88,20 @@ def test_stage_two_leaves_the_image_tower_alone_and_stage_three_does_not(whole_r
     assert any(not np.array_equal(second[p], third[p]) for p in second if p.startswith("text_tower/"))
 
 
+def test_fewer_steps_are_the_first_ones_of_the_whole_run(data, whole_run, tmp_path):
+    done = run(data, str(tmp_path), "--stage=pretrain", "--train_steps=2")
+    assert done.returncode == 0, done.stderr
+    kept = ("step", "loss", "precision_at_1", "learning_rate")
+    whole, cut = (
+        [
+            {name: line[name] for name in kept}
+            for line in map(json.loads, Path(folder, "pretrain", "metrics.jsonl").read_text().splitlines())
+        ]
+        for folder in (whole_run[0], tmp_path)
+    )
+    assert len(cut) == 2 and cut == whole[:2]
+
+
 def test_a_finished_run_returns_at_once(data, whole_run):
     folder, _ = whole_run
     again = run(data, folder, "--mode=train_and_eval", params=[f"EVAL='{data}'"])

@@ -1,0 +1,34 @@
+"""Stage 1's step: microbatches change nothing but memory."""
+
+import functools
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from basic_tf.randomness import step_key
+from basic_tf.towers.coatnet import CoAtNet
+from basic_tf.training.tasks import Classification
+from tests.contrastive.tiny_dual_encoder import TABLE
+
+RNG = np.random.default_rng()
+
+
+@pytest.mark.parametrize("loss", ["sigmoid", "softmax"])
+def test_microbatches_give_the_step_of_the_whole_batch(loss):
+    tower = functools.partial(
+        CoAtNet, TABLE, image_size=32, stochastic_depth=0.2, batch_norm="ghost", ghost_size=2, dtype="float64",
+        seed=int(RNG.integers(100)), initializer="fan_in",
+    )  # fmt: skip
+    batch = {
+        "images": tf.constant(RNG.integers(0, 256, (8, 32, 32, 3), np.uint8)),
+        "labels": tf.constant(RNG.integers(0, 2, (8, 5)).astype(np.float32)),
+        "examples": tf.range(8),
+    }
+    results = []
+    for microbatch in (None, 2):
+        task = Classification({"label_names": list("abcde")}, tower, loss=loss, microbatch=microbatch)
+        variables = [v.value for v in task.parameters().values() if v.trainable]
+        results.append(tf.nest.flatten(tf.function(task.step)(batch, step_key(3, 1), variables, None)))
+    for expected, found in zip(*results, strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12)
