@@ -119,16 +119,17 @@ def trained() -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         for stage, params in (("pretrain", []), ("finetune", ["finetune/Stage.warm_start = None"])):
             command = [sys.executable, "-m", "basic_tf.train", "--gin_file=gin/runs/demo.gin", f"--stage={stage}",
-                       f"--model_dir={folder}", "--mode=train", f"--train_steps={_TRAIN_STEPS.value}",
+                       f"--model_dir={folder}/{stage}_run", "--mode=train", f"--train_steps={_TRAIN_STEPS.value}",
                        *(f"--gin_param={param}" for param in params)]  # fmt: skip
             configurables.parse([str(ROOT / "gin/runs/demo.gin")], params)
             made = configurables.recipe().stage(stage)
             alone, cpu_ms = dataset_rate(made.batches(seed=0, batch_size=made.batch_size), 8)
             figures[f"demo_{stage}_per_s"], figures[f"demo_{stage}_cpu_ms"] = alone, cpu_ms
             environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-            subprocess.run(command, cwd=ROOT, env=environment, check=True, stderr=subprocess.DEVNULL)
+            subprocess.run(command, cwd=ROOT, env=environment, check=True, stdout=subprocess.DEVNULL)
             lines = [
-                json.loads(line) for line in Path(folder, stage, "metrics.jsonl").read_text().splitlines()
+                json.loads(line)
+                for line in Path(folder, f"{stage}_run", stage, "metrics.jsonl").read_text().splitlines()
             ]
             last = lines[-1]
             speed = next(value for name, value in last.items() if name.endswith("_per_second"))
