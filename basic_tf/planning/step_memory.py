@@ -21,7 +21,7 @@ UPDATE_OPERATIONS_PER_PARAMETER = 58
 LOSS_OPERATIONS = 1_500
 # What malloc holds beyond the tensors that come and go: a share of them, measured as well.
 ALLOCATOR_SHARE = 0.08
-_TILE_ELEMENTS = 1 << 22  # contrastive.loss: columns follow rows so that a tile has so many elements
+_TILE_ELEMENTS = 1 << 22  # contrastive.tiles: columns follow rows so that a tile has so many elements
 _TILES_AT_ONCE = 3
 
 
@@ -113,12 +113,11 @@ class Subject:
 
 
 def loss_bytes(setting: Setting, width: int) -> int:
-    """Bytes of the tiled loss and its gradient beside the embeddings: tiles, and the sums for each text row."""
+    """Bytes of the tiled loss and its gradient beside the embeddings: tiles, and the sums for the rows of both sides."""
     rows, columns = setting.rows, setting.pairs
     tile_rows = min(setting.tile, rows)
     tile_columns = min(max(setting.tile, _TILE_ELEMENTS // setting.tile), columns)
-    # Gradients of all texts as blocks, stacked and transposed; of the own pictures as blocks and assembled.
-    return 4 * (_TILES_AT_ONCE * tile_rows * tile_columns + 3 * columns * width + 2 * rows * width)
+    return 4 * (_TILES_AT_ONCE * tile_rows * tile_columns + columns * width + rows * width)
 
 
 def step_memory(subject: Subject, setting: Setting) -> StepMemory:

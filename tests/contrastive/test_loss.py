@@ -98,7 +98,7 @@ def test_both_exponent_paths_are_exact(worst_cosine, monkeypatch):
     texts[::5] = -images.numpy()[::5] if worst_cosine < 0 else texts[::5]
     log_scale = tf.constant(math.log(100.0), tf.float32)
     taken = []
-    for name in ("_pass_a", "_pass_b"):
+    for name in ("pass_a", "pass_b"):
         original = getattr(loss_module, name)
 
         def spy(tiles, *arguments, original=original):
