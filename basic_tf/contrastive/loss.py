@@ -177,17 +177,15 @@ class _Problem:
 
     def gradients(self) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """d loss / d (own image rows, own text rows, log inverse temperature: this replica's share)."""
-        weight = 1 - self.smoothing
-
-        def run(shift):
-            return pass_b(self.tiles, self.rows, self.columns, shift, weight)
-
-        images, texts = tf.cond(self.safe, lambda: run(self.shift), lambda: run(None))
+        factor, offsets = self.scale / (2 * self.batch), (None, None)
         if self.smooth:
             share = 2 * self.smoothing / self.batch
-            images, texts = images - share * self.text_sum, texts - share * self.image_sum
-        factor = self.scale / (2 * self.batch)
-        images, texts = factor * images, factor * texts
+            offsets = share * self.text_sum, share * self.image_sum
+
+        def run(shift):
+            return pass_b(self.tiles, self.rows, self.columns, shift, 1 - self.smoothing, factor, offsets)
+
+        images, texts = tf.cond(self.safe, lambda: run(self.shift), lambda: run(None))
         if self.collectives.replicas > 1:
             texts = self._own(self.collectives.sum(texts))
         log_scale = tf.reduce_sum(tf.cast(self.images, self.dtype) * images)

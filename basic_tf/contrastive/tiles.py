@@ -1,8 +1,4 @@
-"""The tiles of the contrastive loss: the two passes over s F G^T that never hold it (see `loss.py` for the formulas).
-
-Results of the size of the embeddings, [B, D], are accumulated in dense tensors inside the loops, which
-TensorFlow updates in place; everything else is of the size of one tile.
-"""
+"""The tiles of the contrastive loss: the two passes over s F G^T that never hold it (see `loss.py` for the formulas)."""
 
 from typing import Any, NamedTuple
 
@@ -47,12 +43,6 @@ class Blocks(NamedTuple):
         """[total, ...] -> [size, ...]: the block's rows of `x`."""
         start = tf.concat([[self.start(block)], tf.zeros([x.shape.rank - 1], tf.int32)], 0)
         return tf.slice(x, start, [self.size, *([-1] * (x.shape.rank - 1))])
-
-    def add(self, total: tf.Tensor, block, update: tf.Tensor) -> tf.Tensor:
-        """`total` [total, ...] with `update` [size, ...] added to the block's rows, in place where nobody else holds it."""
-        return tf.tensor_scatter_nd_add(
-            total, (self.start(block) + tf.range(self.size))[:, tf.newaxis], update
-        )
 
     def assemble(self, blocks: tf.Tensor) -> tf.Tensor:
         """[count, size, ...] -> [total, ...], each row once."""
@@ -204,10 +194,20 @@ def pass_a(tiles: Tiles, shift) -> Statistics:
     )
 
 
-def pass_b(tiles: Tiles, rows, columns, shift, positive_weight) -> tuple[tf.Tensor, tf.Tensor]:
-    """Three products per tile: with E = P + Q - 2 positive_weight I, returns E G [L, D] and E^T F [B, D]
-    (own rows only)."""
+def pass_b(
+    tiles: Tiles, rows, columns, shift, positive_weight, factor, offsets
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Three products per tile: with E = P + Q - 2 positive_weight I, returns factor (E G - first offset) [L, D]
+    and factor (E^T F - second offset) [B, D] (own rows only). offsets: two rows [D], or None for zero.
+
+    What is [B, D] stays in blocks until the end: a block is replaced in place, a dense tensor in a nested
+    loop would be copied for every tile.
+    """
     dtype, product = tiles.accumulation, tiles.product
+    width = tiles.images.shape[1] if tiles.images.shape[1] is not None else tf.shape(tiles.images)[1]
+
+    def finished(gradient, offset):
+        return factor * (gradient if offset is None else gradient - offset)
 
     def row_block(i, row_gradients, column_gradients):
         images = tiles.image_rows(i)
@@ -231,12 +231,20 @@ def pass_b(tiles: Tiles, rows, columns, shift, positive_weight) -> tuple[tf.Tens
             gradient += tiles.multiply(e, tf.cast(texts, product))
             # (F^T E)^T: transposing the small operand and the small result is far cheaper than transposing the tile.
             column_gradient = tf.transpose(tiles.multiply(counted, e, transpose_a=True))
-            column_gradient = tiles.columns.counted_once(column_gradient, j)
-            return gradient, tiles.columns.add(column_gradients, j, column_gradient)
+            column_gradients = column_gradients.write(j, column_gradients.read(j) + column_gradient)
+            return gradient, column_gradients
 
         state = tf.zeros_like(images, dtype), column_gradients
         gradient, column_gradients = for_each(tiles.columns, tile, state)
-        return tiles.rows.add(row_gradients, i, tiles.rows.counted_once(gradient, i)), column_gradients
+        return row_gradients.write(i, finished(gradient, offsets[0])), column_gradients
 
-    state = tf.zeros_like(tiles.images, dtype), tf.zeros_like(tiles.texts, dtype)
-    return for_each(tiles.rows, row_block, state)
+    def finish(j, column_gradients):
+        return (column_gradients.write(j, finished(column_gradients.read(j), offsets[1])),)
+
+    state = tiles.array(tiles.rows), tiles.filled(tiles.columns, 0, -1, width)
+    row_gradients, column_gradients = for_each(tiles.rows, row_block, state)
+    (column_gradients,) = for_each(tiles.columns, finish, (column_gradients,))
+    return tuple(
+        blocks.assemble(gradients.stack())
+        for blocks, gradients in ((tiles.rows, row_gradients), (tiles.columns, column_gradients))
+    )
