@@ -20,14 +20,13 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from basic_tf.contrastive.gradients import tensor_of
 from basic_tf.contrastive.loss import DEFAULT_TILE
 from basic_tf.contrastive.loss import contrastive_loss_value_and_gradients as loss_value_and_gradients
 from basic_tf.contrastive.microbatches import Microbatches, Rows, count_rows, cut_rows
+from basic_tf.contrastive.sides import TEMPERATURE, tensor_of
 from basic_tf.randomness import Noise
 
 Apply = Callable[[dict[str, tf.Tensor]], None]
-_TEMPERATURE = "log_inverse_temperature"
 
 
 class BlockwiseStep(NamedTuple):
@@ -192,7 +191,7 @@ def contrastive_step_by_block(
     cut = cut_rows(pairs, microbatch)
     model.parameters()  # builds the model
     walks = [_Walk(model, name, trained, training) for name in ("image", "text")]
-    unknown = sorted(set(trained) - walks[0].paths - walks[1].paths - {_TEMPERATURE})
+    unknown = sorted(set(trained) - walks[0].paths - walks[1].paths - {TEMPERATURE})
     if unknown:
         raise ValueError(
             f"{', '.join(unknown[:5])} ({len(unknown)} in all): no block of a tower and no projection holds this; "
@@ -232,6 +231,6 @@ def contrastive_step_by_block(
         _apply_all(list(walk.projection), found, apply)
         if walk.tower_trained:
             walk.down(gradients, cut, noise, apply)
-    if _TEMPERATURE in trained:
-        apply({_TEMPERATURE: value.log_inverse_temperature})
+    if TEMPERATURE in trained:
+        apply({TEMPERATURE: value.log_inverse_temperature})
     return BlockwiseStep(value.loss, statistics, value.metrics)

@@ -11,8 +11,9 @@ from typing import Protocol
 
 import tensorflow as tf
 
-from basic_tf.contrastive import gradients as plain
-from basic_tf.contrastive.loss import LossAndGradients
+from basic_tf.contrastive.gradients import ContrastiveGradients
+from basic_tf.contrastive.loss import LossAndGradients, OneReplica
+from basic_tf.contrastive.sides import TEMPERATURE, Side, Statistics, paths_of, tensor_of
 from basic_tf.randomness import Noise
 
 # Logits that one device holds at a time: 16 MiB in float32, as in loss.py.
@@ -184,7 +185,7 @@ def contrastive_gradients(
     variables: list,
     training: bool = True,
     **loss_options,
-) -> plain.ContrastiveGradients:
+) -> ContrastiveGradients:
     """`gradients.contrastive_gradients` on a mesh: the same passes over the global batch.
 
     images [B, H, W, 3], token_ids [B, T], examples [B]: the rows of the global batch, cut over the batch axis.
@@ -200,20 +201,20 @@ def contrastive_gradients(
         )
     count = local // size
     known = model.parameters()
-    paths = plain._paths_of(known, variables)
-    sources = [plain.tensor_of(v) for v in variables]
-    log_scale = tf.convert_to_tensor(plain.tensor_of(model.log_inverse_temperature))
+    paths = paths_of(known, variables)
+    sources = [tensor_of(v) for v in variables]
+    log_scale = tf.convert_to_tensor(tensor_of(model.log_inverse_temperature))
     dtype = log_scale.dtype
     sides = [
-        plain._Side(model, "image", images, paths, training),
-        plain._Side(model, "text", token_ids, paths, training),
+        Side(model, "image", images, paths, training),
+        Side(model, "text", token_ids, paths, training),
     ]
-    statistics = plain._Statistics(dtype)
+    statistics = Statistics(dtype)
 
     def cut(rows: tf.Tensor, i) -> tf.Tensor:
         return rows if count == 1 else layouts.microbatch(rows, i, count)
 
-    def embed(side: plain._Side, i):
+    def embed(side: Side, i):
         noise = None if noise_key is None else Noise(noise_key, cut(examples, i))
         rows, found = side.embed(cut(side.source, i), noise)
         return tf.cast(rows, dtype), found
@@ -222,7 +223,7 @@ def contrastive_gradients(
         return layouts.spread(part) if count == 1 else layouts.place_microbatch(part, i, count)
 
     # Pass 1. With one microbatch the tape stays open and pass 2 is its backward half.
-    tapes: dict[plain._Side, tuple[tf.GradientTape, tf.Tensor]] = {}
+    tapes: dict[Side, tuple[tf.GradientTape, tf.Tensor]] = {}
     if count == 1:
         tables, found_all = [], []
         for side in sides:
@@ -260,7 +261,7 @@ def contrastive_gradients(
     upstream = dict(zip(sides, (value.image_embeddings, value.text_embeddings)))
 
     # Pass 2.
-    def add(sums, side: plain._Side, tape: tf.GradientTape, target, output_gradient):
+    def add(sums, side: Side, tape: tf.GradientTape, target, output_gradient):
         sums = list(sums)
         own = [sources[k] for k in side.trained]
         found = tape.gradient(target, own, output_gradients=tf.cast(output_gradient, target.dtype))
@@ -284,9 +285,9 @@ def contrastive_gradients(
         sums = add(sums, side, tape, rows, upstream[side])
     if count > 1 and any(side.twice for side in sides):
         sums = list(_for(count, second_pass, sums))
-    if plain._TEMPERATURE in paths:
-        k = paths.index(plain._TEMPERATURE)
+    if TEMPERATURE in paths:
+        k = paths.index(TEMPERATURE)
         sums[k] += tf.cast(value.log_inverse_temperature, sums[k].dtype)
-    return plain.ContrastiveGradients(
-        value.loss, sums, statistics.mean(tf.expand_dims(statistic_sum, 0), plain.OneReplica()), value.metrics
+    return ContrastiveGradients(
+        value.loss, sums, statistics.mean(tf.expand_dims(statistic_sum, 0), OneReplica()), value.metrics
     )

@@ -17,7 +17,8 @@ import tensorflow as tf
 from basic_tf.contrastive.accumulation import Accumulator, GradientSums
 from basic_tf.contrastive.loss import DEFAULT_TILE, Collectives, OneReplica
 from basic_tf.contrastive.loss import contrastive_loss_value_and_gradients as loss_value_and_gradients
-from basic_tf.contrastive.microbatches import Microbatches, Rows, count_rows, cut_rows
+from basic_tf.contrastive.microbatches import Microbatches, count_rows, cut_rows
+from basic_tf.contrastive.sides import TEMPERATURE, Side, Statistics, one_after_the_other, paths_of, tensor_of
 from basic_tf.randomness import Noise
 
 
@@ -39,76 +40,6 @@ class ContrastiveGradients(NamedTuple):
     metrics: dict[str, tf.Tensor]
 
 
-class _Side:
-    """One tower and its projection: how it embeds rows, and which of the variables it trains.
-
-    A tower none of whose weights is trained runs in inference mode (its BatchNorm too). If its projection is
-    trained, and the model offers `<side>_features` and `project_<side>`, the features [B, width] are
-    computed once and kept.
-    """
-
-    def __init__(self, model, name: str, source: Rows, paths: list[str], training: bool):
-        self.source = source
-        # A variable without a known path may belong to either side.
-        other = {"image": "text_", "text": "image_"}[name]
-        own = [k for k, path in enumerate(paths) if path != _TEMPERATURE and not path.startswith(other)]
-        self.trained = own
-        tower_trained = any(not paths[k].startswith(f"{name}_projection/") for k in own)
-        self.training = training and tower_trained
-        self._embed = getattr(model, f"{name}_embeddings")
-        features, self.project = (
-            getattr(model, f"{name}_features", None),
-            getattr(model, f"project_{name}", None),
-        )
-        self.keeps_features = (
-            bool(own) and not tower_trained and features is not None and self.project is not None
-        )
-        self._first = features if self.keeps_features else self._embed
-        self.twice = bool(own) and not self.keeps_features
-
-    def embed(self, rows, noise: Noise | None):
-        """(unit rows, or features where those are kept, in the type of the model; statistics)."""
-        return self._first(rows, self.training, noise if self.training else None)
-
-
-class _Statistics:
-    """BatchNorm statistics as one row per microbatch: a loop can carry that before it knows how many there
-    are."""
-
-    def __init__(self, dtype: tf.DType):
-        self.dtype = dtype
-        self.like: list = []
-
-    def pack(self, statistics: list) -> tf.Tensor:
-        self.like = [(s.shape, s.dtype) for s in statistics]
-        flat = [tf.reshape(tf.cast(s, self.dtype), [-1]) for s in statistics]
-        return tf.concat([tf.zeros([0], self.dtype), *flat], 0)
-
-    def mean(self, rows: tf.Tensor, collectives: Collectives) -> list[tf.Tensor]:
-        if not self.like:
-            return []
-        mean = tf.reduce_mean(rows, 0)
-        if collectives.replicas > 1:
-            mean = collectives.sum(mean) / collectives.replicas
-        parts = tf.split(mean, [shape.num_elements() for shape, _ in self.like])
-        return [tf.cast(tf.reshape(part, shape), dtype) for part, (shape, dtype) in zip(parts, self.like)]
-
-
-_TEMPERATURE = "log_inverse_temperature"
-
-
-def tensor_of(variable):
-    """The tf.Variable inside a Keras variable: what a tape knows."""
-    value = getattr(variable, "value", None)
-    return variable if value is None or callable(value) else value
-
-
-def _paths_of(parameters: dict, variables: list) -> list[str]:
-    """The parameter path of each variable; '' for one that the model does not list."""
-    paths = {id(tensor_of(variable)): path for path, variable in parameters.items()}
-    return [paths.get(id(tensor_of(v)), "") for v in variables]
-
-
 def _check(accumulator: Accumulator, cut: Microbatches, paths: list[str], variables, reuse_last: bool):
     """Raises ValueError, in one line, where an accumulator cannot have what it needs."""
     unknown = [variables[k].name for k, path in enumerate(paths) if not path]
@@ -124,17 +55,6 @@ def _check(accumulator: Accumulator, cut: Microbatches, paths: list[str], variab
             f"a microbatch of {cut.size} pairs cannot be cut into {accumulator.pieces} pieces; "
             "choose a multiple of the pieces"
         )
-
-
-def _for(count, body, state):
-    """body(i, *state) -> state for i below count, strictly one after the other: that is the point of
-    microbatches."""
-    return tf.while_loop(
-        lambda i, *_: i < count,
-        lambda i, *state: (i + 1, *body(i, *state)),
-        (tf.constant(0), *state),
-        parallel_iterations=1,
-    )[1:]
 
 
 def contrastive_gradients(
@@ -210,20 +130,20 @@ def contrastive_gradients(
     cut = cut_rows(pairs, microbatch)
     known = model.parameters()  # builds the model, before its variables are asked for
     variables = list(model.trainable_variables if variables is None else variables)
-    paths = _paths_of(known, variables)
+    paths = paths_of(known, variables)
     sources = [tensor_of(v) for v in variables]
     log_scale = tf.convert_to_tensor(tensor_of(model.log_inverse_temperature))
     dtype = log_scale.dtype
     if examples is None:
         first = collectives.replica_index() * pairs if first_example is None else first_example
         examples = tf.cast(first, tf.int32) + tf.range(pairs)
-    sides = [_Side(model, "image", images, paths, training), _Side(model, "text", token_ids, paths, training)]
-    statistics = _Statistics(dtype)
+    sides = [Side(model, "image", images, paths, training), Side(model, "text", token_ids, paths, training)]
+    statistics = Statistics(dtype)
 
     def noise(i) -> Noise | None:
         return None if noise_key is None else Noise(noise_key, cut.rows(examples, i))
 
-    def embed(side: _Side, i):
+    def embed(side: Side, i):
         rows, found = side.embed(cut.rows(side.source, i), noise(i))
         if rows.dtype == tf.float64 and dtype != tf.float64:
             raise ValueError(
@@ -249,10 +169,10 @@ def contrastive_gradients(
     parts: list[list[tf.Tensor]] = [[], [], []]  # image rows, text rows, packed statistics
     if not (hold and one):
         arrays = [tf.TensorArray(dtype, looped, infer_shape=False) for _ in range(3)]
-        arrays = _for(looped, first_pass, arrays)
+        arrays = one_after_the_other(looped, first_pass, arrays)
         rows = [tf.ensure_shape(array.concat(), [None, width]) for array, width in zip(arrays, widths)]
         parts = [[rows[0]], [rows[1]], [arrays[2].stack()]]
-    held: dict[_Side, tuple[tf.GradientTape, tf.Tensor]] = {}
+    held: dict[Side, tuple[tf.GradientTape, tf.Tensor]] = {}
     if hold:
         found_last = []
         for side, part in zip(sides, parts):
@@ -294,11 +214,11 @@ def contrastive_gradients(
     looping = {k for side in sides if side.twice and not one for k in side.trained}
     state = sink.start([cut.count if k in looping else 1 for k in range(len(variables))])
 
-    def pull(side: _Side, tape: tf.GradientTape, target, output_gradient) -> list:
+    def pull(side: Side, tape: tf.GradientTape, target, output_gradient) -> list:
         own = [sources[k] for k in side.trained]
         return tape.gradient(target, own, output_gradients=tf.cast(output_gradient, target.dtype))
 
-    def add(state, side: _Side, found: list[list]):
+    def add(state, side: Side, found: list[list]):
         return sink.add(state, dict(zip(side.trained, zip(*found))))
 
     def piece(rows, number: int):
@@ -329,9 +249,9 @@ def contrastive_gradients(
     for side, (tape, rows) in projection_tapes.items():
         state = add(state, side, [pull(side, tape, rows, upstream[side])])
     if not (hold and one) and any(side.twice for side in sides):
-        state = _for(looped, second_pass, state)
-    if _TEMPERATURE in paths:
-        state = sink.add(list(state), {paths.index(_TEMPERATURE): [value.log_inverse_temperature]})
+        state = one_after_the_other(looped, second_pass, state)
+    if TEMPERATURE in paths:
+        state = sink.add(list(state), {paths.index(TEMPERATURE): [value.log_inverse_temperature]})
     gradients = list(state)
     if accumulator is None:
         for gradient, variable in zip(gradients, variables):

@@ -44,6 +44,10 @@ class Blocks(NamedTuple):
         start = tf.concat([[self.start(block)], tf.zeros([x.shape.rank - 1], tf.int32)], 0)
         return tf.slice(x, start, [self.size, *([-1] * (x.shape.rank - 1))])
 
+    def place(self, x: tf.Tensor, block, rows: tf.Tensor) -> tf.Tensor:
+        """`x` [total, ...] with the block's rows replaced by `rows` [size, ...]."""
+        return tf.tensor_scatter_nd_update(x, (self.start(block) + tf.range(self.size))[:, tf.newaxis], rows)
+
     def assemble(self, blocks: tf.Tensor) -> tf.Tensor:
         """[count, size, ...] -> [total, ...], each row once."""
         tail = tf.shape(blocks)[2:]
@@ -200,8 +204,8 @@ def pass_b(
     """Three products per tile: with E = P + Q - 2 positive_weight I, returns factor (E G - first offset) [L, D]
     and factor (E^T F - second offset) [B, D] (own rows only). offsets: two rows [D], or None for zero.
 
-    What is [B, D] stays in blocks until the end: a block is replaced in place, a dense tensor in a nested
-    loop would be copied for every tile.
+    Column gradients stay in blocks until the end: a block is replaced in place, a dense tensor in a loop is
+    copied each time. Row gradients are finished once per row block, where a copy is cheaper than two tables.
     """
     dtype, product = tiles.accumulation, tiles.product
     width = tiles.images.shape[1] if tiles.images.shape[1] is not None else tf.shape(tiles.images)[1]
@@ -236,15 +240,12 @@ def pass_b(
 
         state = tf.zeros_like(images, dtype), column_gradients
         gradient, column_gradients = for_each(tiles.columns, tile, state)
-        return row_gradients.write(i, finished(gradient, offsets[0])), column_gradients
+        return tiles.rows.place(row_gradients, i, finished(gradient, offsets[0])), column_gradients
 
     def finish(j, column_gradients):
         return (column_gradients.write(j, finished(column_gradients.read(j), offsets[1])),)
 
-    state = tiles.array(tiles.rows), tiles.filled(tiles.columns, 0, -1, width)
+    state = tf.zeros_like(tiles.images, dtype), tiles.filled(tiles.columns, 0, -1, width)
     row_gradients, column_gradients = for_each(tiles.rows, row_block, state)
     (column_gradients,) = for_each(tiles.columns, finish, (column_gradients,))
-    return tuple(
-        blocks.assemble(gradients.stack())
-        for blocks, gradients in ((tiles.rows, row_gradients), (tiles.columns, column_gradients))
-    )
+    return row_gradients, tiles.columns.assemble(column_gradients.stack())

@@ -117,7 +117,7 @@ def loss_bytes(setting: Setting, width: int) -> int:
     rows, columns = setting.rows, setting.pairs
     tile_rows = min(setting.tile, rows)
     tile_columns = min(max(setting.tile, _TILE_ELEMENTS // setting.tile), columns)
-    # Gradients of both sides in blocks, and one of them in one piece.
+    # Gradients of both sides, those of the texts in blocks and in one piece.
     return 4 * (_TILES_AT_ONCE * tile_rows * tile_columns + 2 * columns * width + rows * width)
 
 
