@@ -44,10 +44,6 @@ class Blocks(NamedTuple):
         start = tf.concat([[self.start(block)], tf.zeros([x.shape.rank - 1], tf.int32)], 0)
         return tf.slice(x, start, [self.size, *([-1] * (x.shape.rank - 1))])
 
-    def place(self, x: tf.Tensor, block, rows: tf.Tensor) -> tf.Tensor:
-        """`x` [total, ...] with the block's rows replaced by `rows` [size, ...]."""
-        return tf.tensor_scatter_nd_update(x, (self.start(block) + tf.range(self.size))[:, tf.newaxis], rows)
-
     def assemble(self, blocks: tf.Tensor) -> tf.Tensor:
         """[count, size, ...] -> [total, ...], each row once."""
         tail = tf.shape(blocks)[2:]
@@ -204,11 +200,10 @@ def pass_b(
     """Three products per tile: with E = P + Q - 2 positive_weight I, returns factor (E G - first offset) [L, D]
     and factor (E^T F - second offset) [B, D] (own rows only). offsets: two rows [D], or None for zero.
 
-    Column gradients stay in blocks until the end: a block is replaced in place, a dense tensor in a loop is
-    copied each time. Row gradients are finished once per row block, where a copy is cheaper than two tables.
+    The column gradients of a row block are collected in an array, all of it freed before the next: were the
+    sums themselves an array, each tile would replace a block of it, and malloc's heap would be full of holes.
     """
     dtype, product = tiles.accumulation, tiles.product
-    width = tiles.images.shape[1] if tiles.images.shape[1] is not None else tf.shape(tiles.images)[1]
 
     def finished(gradient, offset):
         return factor * (gradient if offset is None else gradient - offset)
@@ -219,7 +214,7 @@ def pass_b(
         counted = tf.cast(tiles.rows.counted_once(images, i), product)
         r = tiles.rows.rows(rows, i)[:, tf.newaxis]
 
-        def tile(j, gradient, column_gradients):
+        def tile(j, gradient, parts):
             a = tiles.logits(scaled, j)
             c = tiles.columns.rows(columns, j)[tf.newaxis, :]
             if shift is not None:  # one exp of the tile instead of two
@@ -234,18 +229,14 @@ def pass_b(
             texts = tiles.columns.counted_once(tiles.text_rows(j), j)
             gradient += tiles.multiply(e, tf.cast(texts, product))
             # (F^T E)^T: transposing the small operand and the small result is far cheaper than transposing the tile.
-            column_gradient = tf.transpose(tiles.multiply(counted, e, transpose_a=True))
-            column_gradients = column_gradients.write(j, column_gradients.read(j) + column_gradient)
-            return gradient, column_gradients
+            part = tf.transpose(tiles.multiply(counted, e, transpose_a=True))
+            return gradient, parts.write(j, part)
 
-        state = tf.zeros_like(images, dtype), column_gradients
-        gradient, column_gradients = for_each(tiles.columns, tile, state)
-        return tiles.rows.place(row_gradients, i, finished(gradient, offsets[0])), column_gradients
+        state = tf.zeros_like(images, dtype), tiles.array(tiles.columns)
+        gradient, parts = for_each(tiles.columns, tile, state)
+        column_gradients += tiles.columns.assemble(parts.stack())
+        return row_gradients.write(i, finished(gradient, offsets[0])), column_gradients
 
-    def finish(j, column_gradients):
-        return (column_gradients.write(j, finished(column_gradients.read(j), offsets[1])),)
-
-    state = tf.zeros_like(tiles.images, dtype), tiles.filled(tiles.columns, 0, -1, width)
+    state = tiles.array(tiles.rows), tf.zeros_like(tiles.texts, dtype)
     row_gradients, column_gradients = for_each(tiles.rows, row_block, state)
-    (column_gradients,) = for_each(tiles.columns, finish, (column_gradients,))
-    return row_gradients, tiles.columns.assemble(column_gradients.stack())
+    return tiles.rows.assemble(row_gradients.stack()), finished(column_gradients, offsets[1])

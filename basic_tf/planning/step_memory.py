@@ -117,8 +117,8 @@ def loss_bytes(setting: Setting, width: int) -> int:
     rows, columns = setting.rows, setting.pairs
     tile_rows = min(setting.tile, rows)
     tile_columns = min(max(setting.tile, _TILE_ELEMENTS // setting.tile), columns)
-    # Gradients of both sides, those of the texts in blocks and in one piece.
-    return 4 * (_TILES_AT_ONCE * tile_rows * tile_columns + 2 * columns * width + rows * width)
+    # Gradients of the own pictures; of all texts, and those of one block of rows, in parts and in one piece.
+    return 4 * (_TILES_AT_ONCE * tile_rows * tile_columns + 3 * columns * width + rows * width)
 
 
 def step_memory(subject: Subject, setting: Setting) -> StepMemory:
