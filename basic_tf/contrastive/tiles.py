@@ -6,7 +6,6 @@ import tensorflow as tf
 
 # 16 MiB in float32: below the size at which malloc maps fresh, zeroed pages each time.
 _TILE_ELEMENTS = 1 << 22
-_ROW_BLOCKS_AT_ONCE = 4  # between two additions to the table of column gradients
 
 
 class Blocks(NamedTuple):
@@ -114,13 +113,13 @@ class Tiles:
         return self.array(blocks).unstack(tf.fill(shape, tf.cast(value, self.accumulation)))
 
 
-def for_each(first, end, body, state):
-    """Runs body(block, *state) -> state for blocks first, ..., end - 1, one at a time: two tiles in flight
-    would double the memory."""
+def for_each(blocks: Blocks, body, state):
+    """Runs body(block, *state) -> state over all blocks, one at a time: two tiles in flight would double the
+    memory."""
     return tf.while_loop(
-        lambda block, *_: block < end,
+        lambda block, *_: block < blocks.count,
         lambda block, *state: (block + 1, *body(block, *state)),
-        (tf.convert_to_tensor(first), *state),
+        (tf.constant(0), *state),
         parallel_iterations=1,
     )[1:]
 
@@ -177,13 +176,13 @@ def pass_a(tiles: Tiles, shift) -> Statistics:
             column_sums,
             column_maxima,
         )
-        sums, maxima, positive, column_sums, column_maxima = for_each(0, tiles.columns.count, tile, state)
+        sums, maxima, positive, column_sums, column_maxima = for_each(tiles.columns, tile, state)
         written = row_sums.write(i, sums), row_maxima.write(i, maxima), positives.write(i, positive)
         return *written, column_sums, column_maxima
 
     row_arrays = [tiles.array(tiles.rows) for _ in range(3)]
     state = *row_arrays, tiles.filled(tiles.columns, 0, -1), tiles.filled(tiles.columns, lowest, -1)
-    sums, maxima, positives, column_sums, column_maxima = for_each(0, tiles.rows.count, row_block, state)
+    sums, maxima, positives, column_sums, column_maxima = for_each(tiles.rows, row_block, state)
     row_sums, row_maxima, positives = (tiles.rows.assemble(x.stack()) for x in (sums, maxima, positives))
     column_sums, column_maxima = (tiles.columns.assemble(x.stack()) for x in (column_sums, column_maxima))
     return Statistics(
@@ -201,17 +200,15 @@ def pass_b(
     """Three products per tile: with E = P + Q - 2 positive_weight I, returns factor (E G - first offset) [L, D]
     and factor (E^T F - second offset) [B, D] (own rows only). offsets: two rows [D], or None for zero.
 
-    Column gradients are added up in an array of blocks, which is emptied into one table every few row blocks:
-    with one array for all of them malloc's heap fills with holes (half as much memory again at 65,536 pairs), and to
-    empty it often costs time.
+    The column gradients of a row block are collected in an array, all of it freed before the next: were the
+    sums themselves an array, each tile would replace a block of it, and malloc's heap would be full of holes.
     """
     dtype, product = tiles.accumulation, tiles.product
-    width = tiles.images.shape[1] if tiles.images.shape[1] is not None else tf.shape(tiles.images)[1]
 
     def finished(gradient, offset):
         return factor * (gradient if offset is None else gradient - offset)
 
-    def row_block(i, row_gradients, parts):
+    def row_block(i, row_gradients, column_gradients):
         images = tiles.image_rows(i)
         scaled = tf.cast(images * tiles.scale, product)
         counted = tf.cast(tiles.rows.counted_once(images, i), product)
@@ -233,20 +230,13 @@ def pass_b(
             gradient += tiles.multiply(e, tf.cast(texts, product))
             # (F^T E)^T: transposing the small operand and the small result is far cheaper than transposing the tile.
             part = tf.transpose(tiles.multiply(counted, e, transpose_a=True))
-            return gradient, parts.write(j, parts.read(j) + part)
+            return gradient, parts.write(j, part)
 
-        state = tf.zeros_like(images, dtype), parts
-        gradient, parts = for_each(0, tiles.columns.count, tile, state)
-        return row_gradients.write(i, finished(gradient, offsets[0])), parts
+        state = tf.zeros_like(images, dtype), tiles.array(tiles.columns)
+        gradient, parts = for_each(tiles.columns, tile, state)
+        column_gradients += tiles.columns.assemble(parts.stack())
+        return row_gradients.write(i, finished(gradient, offsets[0])), column_gradients
 
-    def row_blocks(group, row_gradients, column_gradients):
-        first = group * _ROW_BLOCKS_AT_ONCE
-        end = tf.minimum(first + _ROW_BLOCKS_AT_ONCE, tiles.rows.count)
-        state = row_gradients, tiles.filled(tiles.columns, 0, -1, width)
-        row_gradients, parts = for_each(first, end, row_block, state)
-        return row_gradients, column_gradients + tiles.columns.assemble(parts.stack())
-
-    groups = -(-tiles.rows.count // _ROW_BLOCKS_AT_ONCE)
     state = tiles.array(tiles.rows), tf.zeros_like(tiles.texts, dtype)
-    row_gradients, column_gradients = for_each(0, groups, row_blocks, state)
+    row_gradients, column_gradients = for_each(tiles.rows, row_block, state)
     return tiles.rows.assemble(row_gradients.stack()), finished(column_gradients, offsets[1])
