@@ -228,7 +228,7 @@ class Contrastive(Task):
         metadata: dict | None,
         model: Callable,
         microbatch: int | None = None,
-        tile: int = 2048,
+        tile: int | tuple[int, int] = 2048,
         label_smoothing: float = 0.0,
         max_inverse_temperature: float = 100.0,
         apply_by_block: bool = False,
