@@ -12,8 +12,9 @@ from typing import Protocol
 import tensorflow as tf
 
 from basic_tf.contrastive.gradients import ContrastiveGradients
+from basic_tf.contrastive.loops import one_after_the_other
 from basic_tf.contrastive.loss import LossAndGradients, OneReplica
-from basic_tf.contrastive.sides import TEMPERATURE, Side, Statistics, paths_of, tensor_of
+from basic_tf.contrastive.sides import TEMPERATURE, Side, Statistics, paths_of, projected, tensor_of
 from basic_tf.randomness import Noise
 
 # Logits that one device holds at a time: 16 MiB in float32, as in loss.py.
@@ -55,12 +56,7 @@ def _for(count: int, body, state):
     """body(i, *state) -> state for i below count; a plain call where there is one."""
     if count == 1:
         return body(tf.constant(0), *state)
-    return tf.while_loop(
-        lambda i, *_: i < count,
-        lambda i, *state: (i + 1, *body(i, *state)),
-        (tf.constant(0), *state),
-        parallel_iterations=1,
-    )[1:]
+    return one_after_the_other(count, body, state)
 
 
 def loss_value_and_gradients(
@@ -250,13 +246,8 @@ def contrastive_gradients(
         start = [layouts.spread(tf.zeros([batch, part.shape[1]], dtype)) for part in rows]
         *tables, statistic_sum = _for(count, first_pass, [*start, tf.zeros(packed.shape, dtype)])
 
-    embeddings, projection_tapes = [], {}
-    for side, table in zip(sides, tables):
-        if side.keeps_features:
-            with tf.GradientTape() as tape:
-                table = tf.cast(side.project(table), dtype)
-            projection_tapes[side] = tape, table
-        embeddings.append(layouts.spread(table))
+    tables, projection_tapes = projected(sides, tables, dtype)
+    embeddings = [layouts.spread(table) for table in tables]
     value = loss_value_and_gradients(*embeddings, log_scale, layouts, **loss_options)
     upstream = dict(zip(sides, (value.image_embeddings, value.text_embeddings)))
 

@@ -15,10 +15,11 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from basic_tf.contrastive.accumulation import Accumulator, GradientSums
+from basic_tf.contrastive.loops import one_after_the_other
 from basic_tf.contrastive.loss import DEFAULT_TILE, Collectives, OneReplica
 from basic_tf.contrastive.loss import contrastive_loss_value_and_gradients as loss_value_and_gradients
 from basic_tf.contrastive.microbatches import Microbatches, count_rows, cut_rows
-from basic_tf.contrastive.sides import TEMPERATURE, Side, Statistics, one_after_the_other, paths_of, tensor_of
+from basic_tf.contrastive.sides import TEMPERATURE, Side, Statistics, paths_of, projected, tensor_of
 from basic_tf.randomness import Noise
 
 
@@ -186,14 +187,9 @@ def contrastive_gradients(
     tables = [tf.concat(part, 0) if len(part) > 1 else part[0] for part in parts]
     statistic_rows = tables.pop()
 
-    embeddings, projection_tapes = [], {}
-    for side, table in zip(sides, tables):
-        if side.keeps_features:
-            with tf.GradientTape() as tape:
-                table = tf.cast(side.project(table), dtype)
-            projection_tapes[side] = tape, table
-        # The arrays of a loop do not know how many rows they hold; the loss and its tiles like to.
-        embeddings.append(tf.reshape(table, [pairs, table.shape[-1] or tf.shape(table)[-1]]))
+    tables, projection_tapes = projected(sides, tables, dtype)
+    # The arrays of a loop do not know how many rows they hold; the loss and its tiles like to.
+    embeddings = [tf.reshape(table, [pairs, table.shape[-1] or tf.shape(table)[-1]]) for table in tables]
 
     value = loss_value_and_gradients(
         *embeddings,

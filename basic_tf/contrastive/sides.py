@@ -1,4 +1,4 @@
-"""What Algorithm 1 is made of, on one device, on replicas and on a mesh: the two sides, their statistics, the loop."""
+"""What Algorithm 1 is made of, on one device, on replicas and on a mesh: the two sides and their statistics."""
 
 import tensorflow as tf
 
@@ -78,12 +78,13 @@ def paths_of(parameters: dict, variables: list) -> list[str]:
     return [paths.get(id(tensor_of(v)), "") for v in variables]
 
 
-def one_after_the_other(count, body, state):
-    """body(i, *state) -> state for i below count, strictly one after the other: that is the point of
-    microbatches."""
-    return tf.while_loop(
-        lambda i, *_: i < count,
-        lambda i, *state: (i + 1, *body(i, *state)),
-        (tf.constant(0), *state),
-        parallel_iterations=1,
-    )[1:]
+def projected(sides: list[Side], tables: list[tf.Tensor], dtype: tf.DType) -> tuple[list[tf.Tensor], dict]:
+    """What pass 1 kept of each side as embeddings [B, D], and {side: (tape, embeddings)} of those that kept features."""
+    embeddings, tapes = [], {}
+    for side, table in zip(sides, tables):
+        if side.keeps_features:
+            with tf.GradientTape() as tape:
+                table = tf.cast(side.project(table), dtype)
+            tapes[side] = tape, table
+        embeddings.append(table)
+    return embeddings, tapes

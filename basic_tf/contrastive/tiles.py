@@ -4,6 +4,8 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
+from basic_tf.contrastive.loops import one_after_the_other
+
 # 16 MiB in float32: below the size at which malloc maps fresh, zeroed pages each time.
 _TILE_ELEMENTS = 1 << 22
 
@@ -113,17 +115,6 @@ class Tiles:
         return self.array(blocks).unstack(tf.fill(shape, tf.cast(value, self.accumulation)))
 
 
-def for_each(blocks: Blocks, body, state):
-    """Runs body(block, *state) -> state over all blocks, one at a time: two tiles in flight would double the
-    memory."""
-    return tf.while_loop(
-        lambda block, *_: block < blocks.count,
-        lambda block, *state: (block + 1, *body(block, *state)),
-        (tf.constant(0), *state),
-        parallel_iterations=1,
-    )[1:]
-
-
 class Statistics(NamedTuple):
     """What pass A leaves: log-sum-exp and maximum of each own row [L] and (over own rows only) each column
     [B]; A_ii [L]."""
@@ -176,13 +167,17 @@ def pass_a(tiles: Tiles, shift) -> Statistics:
             column_sums,
             column_maxima,
         )
-        sums, maxima, positive, column_sums, column_maxima = for_each(tiles.columns, tile, state)
+        sums, maxima, positive, column_sums, column_maxima = one_after_the_other(
+            tiles.columns.count, tile, state
+        )
         written = row_sums.write(i, sums), row_maxima.write(i, maxima), positives.write(i, positive)
         return *written, column_sums, column_maxima
 
     row_arrays = [tiles.array(tiles.rows) for _ in range(3)]
     state = *row_arrays, tiles.filled(tiles.columns, 0, -1), tiles.filled(tiles.columns, lowest, -1)
-    sums, maxima, positives, column_sums, column_maxima = for_each(tiles.rows, row_block, state)
+    sums, maxima, positives, column_sums, column_maxima = one_after_the_other(
+        tiles.rows.count, row_block, state
+    )
     row_sums, row_maxima, positives = (tiles.rows.assemble(x.stack()) for x in (sums, maxima, positives))
     column_sums, column_maxima = (tiles.columns.assemble(x.stack()) for x in (column_sums, column_maxima))
     return Statistics(
@@ -233,10 +228,10 @@ def pass_b(
             return gradient, parts.write(j, part)
 
         state = tf.zeros_like(images, dtype), tiles.array(tiles.columns)
-        gradient, parts = for_each(tiles.columns, tile, state)
+        gradient, parts = one_after_the_other(tiles.columns.count, tile, state)
         column_gradients += tiles.columns.assemble(parts.stack())
         return row_gradients.write(i, finished(gradient, offsets[0])), column_gradients
 
     state = tiles.array(tiles.rows), tf.zeros_like(tiles.texts, dtype)
-    row_gradients, column_gradients = for_each(tiles.rows, row_block, state)
+    row_gradients, column_gradients = one_after_the_other(tiles.rows.count, row_block, state)
     return tiles.rows.assemble(row_gradients.stack()), finished(column_gradients, offsets[1])

@@ -4,13 +4,12 @@ import dataclasses
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
 
 from basic_tf.training import preemption
+from tests.parallel.programs import output_of
 from tools import train_processes
 
 slow = pytest.mark.slow
@@ -62,15 +61,5 @@ def test_runs_interrupted_at_random_steps_end_where_a_whole_one_does(run, tmp_pa
     own = [a for a in arguments if a.startswith(("--gin_file", "--gin_param"))]
     own += ["--gin_param=Duration.steps = 90", f"--folder={tmp_path}", f"--runtime={runtime}"]
     own += ["--kills=3", "--signal=ANY", "--wait_steps=3,25", f"--seed={os.getpid()}"]
-    done = subprocess.run(
-        [sys.executable, "tools/chaos.py", *own],
-        cwd=train_processes.ROOT,
-        env=train_processes.environment(),
-        capture_output=True,
-        text=True,
-        timeout=1800,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    found = json.loads(done.stdout.splitlines()[-1])
+    found = json.loads(output_of("tools/chaos.py", *own, timeout=1800).splitlines()[-1])
     assert found["signals"] == 3 and found["different"] == 0 and found["compared"] > 90

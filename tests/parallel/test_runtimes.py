@@ -3,14 +3,13 @@
 import dataclasses
 import json
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 
 from basic_tf.training import stage_run
-from tools import bench_runtimes, bench_sharding, train_processes
+from tests.parallel.programs import output_of
+from tools import bench_runtimes, bench_sharding
 
 slow = pytest.mark.slow
 
@@ -82,21 +81,6 @@ def test_checkpoints_move_between_runtimes(run):
             )
 
 
-def program(module: str, *flags: str) -> str:
-    """Runs a binary of ours; its standard output."""
-    done = subprocess.run(
-        [sys.executable, "-m", module, *flags],
-        cwd=train_processes.ROOT,
-        env=train_processes.environment(),
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
-
-
 @slow
 @pytest.mark.parametrize("runtime", ["mirrored_2", "multi_worker_2", "dtensor_2x2"])
 def test_runs_of_any_runtime_are_evaluated_and_exported(run, tiny, runtime):
@@ -105,8 +89,8 @@ def test_runs_of_any_runtime_are_evaluated_and_exported(run, tiny, runtime):
     for name in ("one_device", runtime):
         own = dataclasses.replace(run, folder=run.folder / name, dtype="float32")
         own.losses(name)
-        program("basic_tf.evaluate", f"--model_dir={own.folder}", f"--data_dir={tiny}")
-        program("basic_tf.export", f"--model_dir={own.folder}")
+        output_of("-m", "basic_tf.evaluate", f"--model_dir={own.folder}", f"--data_dir={tiny}", timeout=600)
+        output_of("-m", "basic_tf.export", f"--model_dir={own.folder}", timeout=600)
         results = json.loads((own.folder / "results.json").read_text())
         figures.append(
             [
@@ -120,32 +104,15 @@ def test_runs_of_any_runtime_are_evaluated_and_exported(run, tiny, runtime):
             "v = f(tf.constant(['red circle', 'a picture of a blue cross']));"
             "print(next(iter(v.values())).numpy().tolist())"
         )
-        done = subprocess.run(
-            [sys.executable, "-c", code, str(own.folder / "saved_model")],
-            env=train_processes.environment(),
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=True,
-        )
-        embeddings.append(json.loads(done.stdout.splitlines()[-1]))
+        found = output_of("-c", code, str(own.folder / "saved_model"), timeout=300)
+        embeddings.append(json.loads(found.splitlines()[-1]))
     np.testing.assert_allclose(figures[1], figures[0], atol=0.1)  # float32 may break ties otherwise
     np.testing.assert_allclose(embeddings[1], embeddings[0], rtol=1e-3, atol=1e-4)
 
 
 @slow
 def test_weights_and_slots_fall_with_the_model_axis():
-    done = subprocess.run(
-        [sys.executable, "tools/bench_sharding.py"],
-        cwd=train_processes.ROOT,
-        env=train_processes.environment(),
-        capture_output=True,
-        text=True,
-        timeout=900,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    result = json.loads(done.stdout.splitlines()[-1])
+    result = json.loads(output_of("tools/bench_sharding.py", timeout=900).splitlines()[-1])
     for axis, row in result["per_device"].items():
         assert 1.0 <= row["of_ideal"] <= 1.1, (axis, row)
     for axis, row in result["real"].items():
