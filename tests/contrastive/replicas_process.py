@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from basic_tf import randomness
 from basic_tf.contrastive.gradients import contrastive_gradients
-from basic_tf.contrastive.loss import contrastive_loss
+from basic_tf.contrastive.loss import OneReplica, contrastive_loss
 from basic_tf.parallel import strategies
 from tests.contrastive import dense_reference, small_dual_encoder
 
@@ -28,6 +28,7 @@ def build(dtype: str):
 
 def main(replicas: int, dtype: str) -> None:
     runtime = strategies.create("mirrored", logical_devices=replicas)
+    collectives = runtime.collectives or OneReplica()
     with runtime.scope():
         model = build(dtype)
     images, token_ids = small_dual_encoder.random_batch(PAIRS, seed=replicas)
@@ -35,6 +36,8 @@ def main(replicas: int, dtype: str) -> None:
     local = PAIRS // replicas
 
     def cut(x):
+        if replicas == 1:  # one device takes plain tensors
+            return x
         return runtime.strategy.experimental_distribute_values_from_function(
             lambda context: x[context.replica_id_in_sync_group * local :][:local]
         )
@@ -65,9 +68,9 @@ def main(replicas: int, dtype: str) -> None:
                     variables=variables,
                     tile=(5, 7),
                     label_smoothing=smoothing,
-                    collectives=runtime.collectives,
+                    collectives=collectives,
                 )
-                total = [runtime.collectives.sum(g) for g in found.gradients]
+                total = [collectives.sum(g) for g in found.gradients]
                 return found.loss, total, found.statistics, found.metrics
 
             run = tf.function(lambda half=replica_half: runtime.run(half, parts))
@@ -92,17 +95,17 @@ def embedding_errors(runtime, dtype: str, local: int) -> dict:
     rows /= np.linalg.norm(rows, axis=2, keepdims=True)
     images, texts = (tf.constant(x, dtype) for x in rows)
 
+    collectives = runtime.collectives or OneReplica()
+
     def replica_half():
-        start = runtime.collectives.replica_index() * local if runtime.collectives else 0
+        start = collectives.replica_index() * local
         own = images[start : start + local], texts[start : start + local], tf.constant(4.4, dtype)
         with tf.GradientTape() as tape:
             tape.watch(own)
-            loss = contrastive_loss(*own, tile=(3, 10), collectives=runtime.collectives)
+            loss = contrastive_loss(*own, tile=(3, 10), collectives=collectives)
         found = tape.gradient(loss, own)
-        if runtime.collectives is None:
-            return loss, *found
-        gather = runtime.collectives.all_gather
-        return loss, gather(found[0]), gather(found[1]), runtime.collectives.sum(found[2])
+        gather = collectives.all_gather
+        return loss, gather(found[0]), gather(found[1]), collectives.sum(found[2])
 
     found = runtime.local(tf.function(lambda: runtime.run(replica_half, ()))())
     expected = dense_reference.numpy_loss_and_gradients(images, texts, 4.4)

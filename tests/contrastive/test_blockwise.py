@@ -166,8 +166,9 @@ def test_basic_s_equals_whole_model_gradients(tmp_path):
     report = tool(tmp_path, "--check", "--gin_file=gin/models/basic_s.gin", "--pairs=4")
     assert report["parameters"] > 130e6
     assert report["losses_by_block"] == pytest.approx(report["losses_whole_model"], rel=1e-5)
-    # A bias that began at zero is nothing but its updates: as exact as float32 gradients are.
-    assert report["max_parameter_error"] <= 2e-5, report["worst_parameter"]
+    # A bias that began at zero is nothing but its updates, and those of the stem's second convolution follow from a gradient
+    # that BatchNorm nearly cancels: in float32 it shows 9e-6 to 2.3e-5, whatever the pictures drawn. Float64 is exact above.
+    assert report["max_parameter_error"] <= 5e-5, report["worst_parameter"]
     assert report["max_slot_error"] <= 4e-5, report["worst_slot"]
 
 
