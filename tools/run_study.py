@@ -3,28 +3,63 @@
     python tools/run_study.py --folder=runs/study --piece_seconds=540
     make study
 
-Runs what tools/study/plan.py lists, in its order: finished runs are passed over, an interrupted one goes on. Exit codes: 0
-all is finished (what could not be run is said in a line each); 4 the piece's time is up; 75 SIGTERM or SIGINT came, what is
-running was saved: after both the same command goes on; 1 a run failed or cannot work, said in a line.
+Runs what tools/study/plan.py lists, in its order: finished runs are passed over, an interrupted one goes on. Its models are
+small, so several runs at a time, on their own cores, get further than one on all of them; processes started by hand beside
+it share the work too. Exit codes: 0 all is finished (what could not be run is said in a line each); 4 the piece's time is
+up; 75 SIGTERM or SIGINT came, what is running was saved: after both the same command goes on; 1 a run failed or cannot
+work, said in a line.
 """
 
 import os
+import signal
+import subprocess
 import sys
+import time
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 from absl import app, flags, logging
 
+from basic_tf.training import preemption
+
 _FOLDER = flags.DEFINE_string("folder", "runs/study", "Where the runs go.")
 _PIECE_SECONDS = flags.DEFINE_float("piece_seconds", 540.0, "The piece ends after that many seconds.", 60.0)
 _ONLY = flags.DEFINE_string("only", None, "Only runs whose name begins so, e.g. samples/")
+_PROCESSES = flags.DEFINE_integer(
+    "processes", min(4, len(os.sched_getaffinity(0))), "Runs at a time; each takes about 1 GiB.", 1
+)
 _THREADS = flags.DEFINE_integer(
-    "threads", None, "CPU threads for TensorFlow (default: the cores of this process)."
+    "threads", None, "CPU threads of each run (default: the cores of this process, shared out)."
 )
 _LIST = flags.DEFINE_bool("list", False, "Only say which runs there are, and which are finished.")
 
 EXIT_PIECE = 4
+
+
+def side_by_side(processes: int, threads: int) -> int:
+    """One piece by several processes of this tool; the exit code. A signal, and the failure of one, stop all."""
+    command = [sys.executable, *sys.argv, "--processes=1", f"--threads={threads}"]
+    # In sessions of their own: Ctrl-C would reach them twice, and a second signal does not let them save.
+    running = [subprocess.Popen(command, start_new_session=True) for _ in range(processes)]
+
+    def stop_all(number=signal.SIGTERM, frame=None):
+        del frame
+        for process in running:
+            if process.poll() is None:
+                process.send_signal(number)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop_all)
+    while any(process.poll() is None for process in running):
+        time.sleep(0.5)
+        if any(process.poll() not in (None, 0, EXIT_PIECE) for process in running):
+            stop_all()
+            break
+    codes = {process.wait() for process in running}
+    if codes - {0, EXIT_PIECE, preemption.EXIT_STOPPED}:
+        return 1
+    return preemption.EXIT_STOPPED if preemption.EXIT_STOPPED in codes else max(codes)
 
 
 def main(argv: list[str]) -> int:
@@ -42,14 +77,17 @@ def main(argv: list[str]) -> int:
             print(f"{spec.name:40} claims {','.join(spec.claims):12} {state}")
         print(f"{waiting} more wait for a learning rate")
         return 0
+    threads = _THREADS.value or max(1, len(os.sched_getaffinity(0)) // _PROCESSES.value)
+    if _PROCESSES.value > 1:
+        return side_by_side(_PROCESSES.value, threads)
     # Imports below cost seconds.
     from basic_tf import configurables
     from basic_tf.parallel import strategies
-    from basic_tf.training import checkpoints, preemption, stages
+    from basic_tf.training import checkpoints, stages
     from tools.study import runner
 
     try:
-        strategies.use_all_cores(_THREADS.value)
+        strategies.use_all_cores(threads)
         runtime = strategies.create("one_device")
         done = runner.run_all(
             _FOLDER.value, runtime, _PIECE_SECONDS.value, _ONLY.value, lambda line: print(line, flush=True)

@@ -72,6 +72,22 @@ def test_runs_are_made_once_and_described(tmp_path, monkeypatch):
     assert losses == found["x/seed1"]["stages"]["contrastive"]["losses"]
 
 
+def test_processes_share_the_runs(tmp_path):
+    folder = str(tmp_path)
+    specs = [plan.RunSpec(name, ("a",), 1.0) for name in ("x/one", "x/two")]
+    with runner._claimed(specs, folder) as first:
+        assert first.name == "x/one"
+        with runner._claimed(specs, folder) as second:
+            assert second.name == "x/two"
+            with runner._claimed(specs, folder) as third:
+                assert third is None
+        with runner._claimed(specs, folder) as again:  # its process has left it unfinished
+            assert again.name == "x/two"
+    (tmp_path / "x" / "one" / store.STUDY).write_text("{}")  # finished since `specs` were listed
+    with runner._claimed(specs, folder) as left:
+        assert left.name == "x/two"
+
+
 def test_a_piece_ends_by_its_own_time():
     """Suspended time would be one long tick: it counts as a short one."""
     piece = runner.Piece(0.05, tick=0.01)

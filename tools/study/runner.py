@@ -1,12 +1,14 @@
 """Runs the study's runs one after the other in one process, through the stages of basic_tf: what is finished is passed over,
-what was cut short goes on.
+what was cut short goes on. Any number of processes may work in one folder: each takes a run that no other has.
 """
 
+import contextlib
+import fcntl
 import json
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from basic_tf import configurables, runs
 from basic_tf.monitoring.metrics_log import read_metrics
@@ -14,9 +16,10 @@ from basic_tf.monitoring.progress import duration
 from basic_tf.training import loop, preemption, stage_run
 from tools import prepare_features
 from tools.study import gaps, plan
-from tools.study.store import STUDY, figures_of, finished
+from tools.study.store import STUDY, figures_of, finished, read
 
 _TIME_IS_UP = "the piece's time is up"
+_LOOK_AGAIN_SECONDS = 1.0  # while other processes have all the runs that could be made now
 
 
 class Piece(threading.Thread):
@@ -66,19 +69,51 @@ def run_all(folder: str, runtime, piece_seconds: float, only: str | None, say: C
                 f"study: {len(found)} runs finished, {len(left_out)} left out, {waiting} wait for a learning rate"
             )
             return True
-        spec = ready[0]
-        if started and piece.seconds + spec.seconds > piece_seconds:
-            return False
-        rest = sum(other.seconds for other in ready)
-        say(
-            f"study: {len(found)} finished, {len(ready)} ready ({duration(rest)} expected), {waiting} waiting; now "
-            f"{spec.name}"
-        )
-        started = True
-        if spec.features_of is not None:
-            _make_features(spec, folder)
-        elif not _train(spec, folder, runtime, piece):
-            return False
+        with _claimed(ready, folder) as spec:
+            if spec is None:
+                if piece.seconds > piece_seconds:
+                    return False
+                _wait()
+                continue
+            if started and piece.seconds + spec.seconds > piece_seconds:
+                return False
+            rest = sum(other.seconds for other in ready)
+            say(
+                f"study: {len(found)} finished, {len(ready)} ready ({duration(rest)} expected), {waiting} waiting; now "
+                f"{spec.name}"
+            )
+            started = True
+            if spec.features_of is not None:
+                _make_features(spec, folder)
+            elif not _train(spec, folder, runtime, piece):
+                return False
+
+
+@contextlib.contextmanager
+def _claimed(ready: list[plan.RunSpec], folder: str) -> Iterator[plan.RunSpec | None]:
+    """The first of `ready` that no other process has or has finished meanwhile; None if there is none.
+
+    Its claim is a lock on a file in the run's folder, which the system takes back when a process ends, however it ends.
+    """
+    for spec in ready:
+        os.makedirs(os.path.join(folder, spec.name), exist_ok=True)
+        with open(os.path.join(folder, spec.name, ".claimed"), "w", encoding="utf-8") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                continue
+            if read(folder, spec.name) is None:
+                yield spec
+                return
+    yield None
+
+
+def _wait() -> None:
+    """A moment; raises preemption.Stopped if a signal comes."""
+    with preemption.StopRequest() as stop:
+        time.sleep(_LOOK_AGAIN_SECONDS)
+    if stop.requested:
+        raise preemption.Stopped(f"study: {stop.requested} while waiting for runs of other processes")
 
 
 def _missing(spec: plan.RunSpec, folder: str, found: Mapping[str, dict]) -> str | None:
