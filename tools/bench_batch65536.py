@@ -1,6 +1,6 @@
 """One contrastive training step with 65,536 real pairs on a small machine, and a proof that it is exact.
 
-    python tools/bench_batch65536.py            # two runs of one to three minutes
+    python tools/bench_batch65536.py            # two runs of about five minutes
     make batch-65536                            # the same, with the emoji data prepared first
 
 Each run is a process of its own: it reads the pairs (32 px emoji; the pictures repeat with other captions and
