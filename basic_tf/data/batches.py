@@ -6,6 +6,7 @@ is the same thing behind tf.data's prefetching.
 """
 
 import concurrent.futures
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -18,7 +19,7 @@ from basic_tf.data.images import ImageAugmentation
 from basic_tf.data.labels import check_labels, class_count, multi_hot
 from basic_tf.data.mixture import MixedSource, MixtureOrder
 from basic_tf.data.order import ExampleOrder
-from basic_tf.data.python_calls import cores, mapped
+from basic_tf.data.python_calls import aligned_empty, cores, mapped
 from basic_tf.data.tokenizer import Tokenizer
 from basic_tf.data.usable_records import (
     READ_AT_ONCE,
@@ -132,16 +133,10 @@ class Batches:
             raise ValueError(f"views of a picture differ by {', '.join(self.augmentation.varying)}")
         records = np.asarray(records, np.int64)
         choices = self.augmentation.choices(step_key_numpy(0, 0), np.arange(len(records), dtype=np.int32))
-        loaded = self._pool.map(
-            lambda row, index, payload: self._cut(index, payload, choices, row),
-            range(len(records)),
-            records.tolist(),
-            self.source.read(records),
-        )
-        used, pictures, _ = zip(*loaded, strict=True)
+        images, used, _ = self._cut_all(records, choices)
         used = np.asarray(used, np.int64)
         encoded = [parsed(self._parse, payload).image for payload in self.source.read(used)]
-        return self.augmentation.finish(np.stack(pictures), choices), used, encoded
+        return images, used, encoded
 
     def use_features(self, cache) -> None:
         """From now on `images` of a batch are float32 [B, D], the features of a `feature_cache.FeatureCache`."""
@@ -182,15 +177,7 @@ class Batches:
             images = self.augmentation.warp([self._cache.pictures[index] for index in used], choices)
             texts = [self._cache.texts[index] for index in used]
         else:
-            payloads = self.source.read(wanted)
-            loaded = self._pool.map(
-                lambda row, index, payload: self._cut(index, payload, choices, row),
-                range(rows),
-                wanted.tolist(),
-                payloads,
-            )
-            used, pictures, texts = zip(*loaded, strict=True)
-            images = self.augmentation.finish(np.stack(pictures), choices)
+            images, used, texts = self._cut_all(wanted, choices)
         if self.policy is not None:
             images = self.policy(images, key, examples)
         batch = {"images": images, "record": np.asarray(used, np.int64), "examples": examples}
@@ -254,13 +241,33 @@ class Batches:
                 return int(np.clip(max(first.height, first.width), size, 2 * size))
         return size
 
-    def _cut(self, index: int, payload: bytes | None, choices, row: int) -> tuple[int, np.ndarray, Texts]:
+    def _cut_all(self, wanted: np.ndarray, choices) -> tuple[np.ndarray, list[int], list[Texts]]:
+        """(uint8 [n, S, S, 3], records really used, their texts) of n records, by the per-example road."""
+        size, count = self.augmentation.output_size, len(wanted)
+        images = aligned_empty((count, size, size, 3))
+        indices, payloads = wanted.tolist(), self.source.read(wanted)
+
+        def cut(rows: range) -> list[tuple[int, Texts]]:
+            return [self._cut(indices[row], payloads[row], choices, row, images[row]) for row in rows]
+
+        # Several rows a task: handing one over costs as much as a small picture's decoding.
+        step = max(1, count // (4 * self.threads))
+        parts = self._pool.map(
+            cut, (range(first, min(first + step, count)) for first in range(0, count, step))
+        )
+        used, texts = zip(*itertools.chain.from_iterable(parts), strict=True)
+        return self.augmentation.finish(images, choices), list(used), list(texts)
+
+    def _cut(
+        self, index: int, payload: bytes | None, choices, row: int, out: np.ndarray
+    ) -> tuple[int, Texts]:
         for _ in range(self._max_replacements):
             try:
                 record = parsed(self._parse, payload)
                 texts = texts_of(record, index, self.source)
                 self._check(texts)
-                return index, self.augmentation.cut(record.image, choices, row, self._max_pixels), texts
+                self.augmentation.cut(record.image, choices, row, self._max_pixels, out)
+                return index, texts
             except ValueError as error:
                 self._damage.note(index, error)
             index = (index + 1) % self.source.count

@@ -39,8 +39,7 @@ def header(encoded: bytes) -> Header:
         raise PictureError("empty picture")
     try:
         if encoded[:3] == b"\xff\xd8\xff":
-            height, width, _ = tf.io.extract_jpeg_shape(encoded).numpy().tolist()
-            return Header("jpeg", height, width, False)
+            return Header("jpeg", *_jpeg_size(encoded), False)
         if encoded[:8] == _PNG_SIGNATURE:
             width, height, _, colour = struct.unpack(">IIBB", encoded[16:26])
             # Only asked for where there is one: TensorFlow's decoder invents an alpha of 1, 3 or 15 for
@@ -60,6 +59,29 @@ def header(encoded: bytes) -> Header:
     raise PictureError("unknown format", f"{len(encoded)} bytes that begin with {encoded[:8]!r}")
 
 
+def _jpeg_size(encoded: bytes) -> tuple[int, int]:
+    """Height and width, from the start-of-frame segment; TensorFlow is asked where the segments are not in order."""
+    at = 2
+    while at + 9 <= len(encoded) and encoded[at] == 0xFF:
+        marker = encoded[at + 1]
+        if marker == 0xFF:  # fill
+            at += 1
+        elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            height, width = struct.unpack_from(">HH", encoded, at + 5)
+            if height and width:
+                return height, width
+            break
+        elif marker in (0xDA, 0xD9):  # the scan, or the end, before any frame
+            break
+        else:
+            at += (
+                2
+                if marker == 0x01 or 0xD0 <= marker <= 0xD8
+                else 2 + struct.unpack_from(">H", encoded, at + 2)[0]
+            )
+    return tuple(tf.io.extract_jpeg_shape(encoded).numpy().tolist()[:2])
+
+
 def _webp_size(encoded: bytes) -> tuple[int, int]:
     chunk = encoded[12:16]
     if chunk == b"VP8X":
@@ -73,7 +95,7 @@ def _webp_size(encoded: bytes) -> tuple[int, int]:
 
 
 def decode(encoded: bytes, max_pixels: int = 1 << 26) -> np.ndarray:
-    """uint8 [H, W, 3] of a JPEG, PNG, GIF (first frame), BMP or WebP. PictureError names what is wrong.
+    """uint8 [H, W, 3], read only, of a JPEG, PNG, GIF (first frame), BMP or WebP. PictureError names what is wrong.
 
     Transparency is composited on white; grey, palette, 16-bit and CMYK pictures become RGB. Pictures of more
     than `max_pixels` are refused before any memory is taken for them.
@@ -94,20 +116,28 @@ def checked_header(encoded: bytes, max_pixels: int) -> Header:
 def decode_window(
     encoded: bytes, found: Header, window: tuple[int, int, int, int] | None = None, ratio: int = 1
 ):
-    """uint8 [h, w, 3]; window (top, left, height, width) in pixels of the picture scaled down by `ratio`
+    """uint8 [h, w, 3], read only; window (top, left, height, width) in pixels of the picture scaled down by `ratio`
     (JPEG).
     """
     try:
+        # Tensors and a float for `acceptable_fraction`: bytes, tuples and its default, an int, all leave TensorFlow's
+        # fast path, and a small picture's decoding takes three times as long.
         with tf.device("CPU:0"):
+            contents = tf.constant(encoded)
             if found.kind == "jpeg":
-                options = {"channels": 3, "ratio": ratio, "dct_method": "INTEGER_ACCURATE"}
+                options = {
+                    "channels": 3,
+                    "ratio": ratio,
+                    "dct_method": "INTEGER_ACCURATE",
+                    "acceptable_fraction": 1.0,
+                }
                 if window is None:
-                    return tf.io.decode_jpeg(encoded, **options).numpy()
-                return tf.io.decode_and_crop_jpeg(encoded, window, **options).numpy()
+                    return np.asarray(tf.io.decode_jpeg(contents, **options))
+                return np.asarray(tf.io.decode_and_crop_jpeg(contents, tf.constant(window), **options))
             if found.kind == "png":
-                picture = tf.io.decode_png(encoded, channels=4 if found.alpha else 3).numpy()
+                picture = np.asarray(tf.io.decode_png(contents, channels=4 if found.alpha else 3))
             else:
-                picture = tf.io.decode_image(encoded, channels=3, expand_animations=False).numpy()
+                picture = np.asarray(tf.io.decode_image(contents, channels=3, expand_animations=False))
     except tf.errors.OpError as error:
         raise PictureError(f"undecodable {found.kind.upper()}", _first_line(error)) from error
     if picture.shape[-1] == 4:
@@ -130,14 +160,18 @@ def _first_line(error: Exception) -> str:
     return message.split("}} ")[-1].split("\n")[0].split(" [Op:")[0]
 
 
-def resize(picture: np.ndarray, height: int, width: int) -> np.ndarray:
+def resize(picture: np.ndarray, height: int, width: int, out: np.ndarray | None = None) -> np.ndarray:
     """uint8 [h, w, 3] -> uint8 [height, width, 3]: bilinear; area means where it shrinks more than
-    twofold.
+    twofold. Into `out`, if given.
     """
     if picture.shape[:2] == (height, width):
-        return picture
+        if out is None:
+            return picture
+        out[...] = picture
+        return out
     shrinks = picture.shape[0] > 2 * height or picture.shape[1] > 2 * width
-    return cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    how = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    return cv2.resize(picture, (width, height), dst=out, interpolation=how)
 
 
 def framed(picture: np.ndarray, side: int, fit: str) -> np.ndarray:

@@ -201,13 +201,25 @@ class ImageAugmentation:
         short, long = min(height, width), max(height, width)
         frame = {"stretch": (width, height), "pad": (long, long), "crop": (short, short)}[self.fit]
         room = (long, long) if self.fit == "pad" else (width, height)
-        size = choices.window[row] * frame
-        slack = np.abs(np.subtract(room, size)) / 2
-        centre = np.array([width / 2, height / 2]) + choices.place[row] * slack + choices.shift[row] * frame
-        return float(centre[0]), float(centre[1]), float(size[0]), float(size[1])
+        # Python's floats: this runs once a picture, and NumPy takes 20 us for it.
+        sizes = [share * side for share, side in zip(choices.window[row].tolist(), frame)]
+        centre = [
+            whole / 2 + place * (abs(space - size) / 2) + shift * side
+            for whole, place, space, size, shift, side in zip(
+                (width, height), choices.place[row].tolist(), room, sizes, choices.shift[row].tolist(), frame
+            )
+        ]
+        return (*centre, *sizes)
 
-    def cut(self, encoded: bytes, choices: Choices, row: int, max_pixels: int = 1 << 26) -> np.ndarray:
-        """The per-example road: uint8 [S, S, 3], the window of one row decoded, resized, flipped.
+    def cut(
+        self,
+        encoded: bytes,
+        choices: Choices,
+        row: int,
+        max_pixels: int = 1 << 26,
+        out: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """The per-example road: uint8 [S, S, 3], the window of one row decoded, resized, flipped; into `out`, if given.
         PictureError.
 
         The window is rounded to whole pixels. A large JPEG is scaled down by 2, 4 or 8 while decoding, as far
@@ -223,14 +235,21 @@ class ImageAugmentation:
         top, bottom, low, high = _span(y / ratio, height / ratio, whole_height, size)
         left, right, first, last = _span(x / ratio, width / ratio, whole_width, size)
         picture = decode_window(encoded, found, (top, left, bottom - top, right - left), ratio)
-        inner = resize(picture, high - low, last - first)
-        if inner.shape[:2] != (size, size):
+        if out is None:
+            out = np.empty((size, size, 3), np.uint8)
+        whole = (high - low, last - first) == (size, size)
+        inner = resize(picture, high - low, last - first, out if whole and not choices.flip[row] else None)
+        if not whole:
             edges = ((low, size - high), (first, size - last), (0, 0))
             if self.border == "reflect":
                 inner = np.pad(inner, edges, mode="symmetric")
             else:
                 inner = np.pad(inner, edges, constant_values=255)
-        return inner[:, ::-1] if choices.flip[row] else inner
+        if choices.flip[row]:
+            return cv2.flip(inner, 1, dst=out)
+        if inner is not out:
+            out[...] = inner
+        return out
 
     def finish(self, pictures: np.ndarray, choices: Choices) -> np.ndarray:
         """After `cut`: rotation about the centre, then colours. uint8 [B, S, S, 3] -> uint8 [B, S, S, 3]."""
@@ -313,10 +332,10 @@ def _span(centre: float, length: float, limit: int, size: int) -> tuple[int, int
     At least one pixel of the picture is always taken, and at least one of the output is always filled.
     """
     start, stop = centre - length / 2, centre + length / 2
-    inner_start = int(np.clip(round(start), 0, limit - 1))
-    inner_stop = int(np.clip(round(stop), inner_start + 1, limit))
+    inner_start = min(max(round(start), 0), limit - 1)
+    inner_stop = min(max(round(stop), inner_start + 1), limit)
     low, high = 0, size
     if start < -0.5 or stop > limit + 0.5:
-        low = int(np.clip(round((inner_start - start) / length * size), 0, size - 1))
-        high = int(np.clip(round((inner_stop - start) / length * size), low + 1, size))
+        low = min(max(round((inner_start - start) / length * size), 0), size - 1)
+        high = min(max(round((inner_stop - start) / length * size), low + 1), size)
     return inner_start, inner_stop, low, high

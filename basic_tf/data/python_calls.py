@@ -10,12 +10,13 @@ import atexit
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import tensorflow as tf
 
 _QUIET_SECONDS = 0.05
+_ALIGNMENT = 64  # bytes, that of TensorFlow's own tensors
 _LONGEST_SECONDS = 10.0
 
 
@@ -99,6 +100,14 @@ def mapped(
         options.threading.private_threadpool_size = private_threads
     dataset = numbers.map(load, num_parallel_calls=parallel, deterministic=True)
     return dataset.prefetch(prefetch).with_options(options)
+
+
+def aligned_empty(shape: Sequence[int]) -> np.ndarray:
+    """An uninitialised uint8 array that TensorFlow takes from a Python function as it is; others it copies."""
+    size = int(np.prod(shape, dtype=np.int64))
+    whole = np.empty(size + _ALIGNMENT, np.uint8)
+    start = -whole.ctypes.data % _ALIGNMENT
+    return whole[start : start + size].reshape(shape)
 
 
 def cores() -> int:
