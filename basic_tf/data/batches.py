@@ -71,7 +71,7 @@ class Batches:
           picture's longer side, at least the output's and at most twice that), within cache_limit_bytes.
         policy: a further augmentation of the finished pictures, called with (pictures uint8 [B, S, S, 3], key, examples),
         e.g. `rand_augment.RandAugment`.
-        threads: for decoding; default as many as cores. parse: payload -> record; default
+        threads: for decoding; default one more than cores. parse: payload -> record; default
         `examples.parse_example`; `functools.partial` of it binds other keys.
         max_replacements: unusable records in a row that are an error.
         """
@@ -98,7 +98,7 @@ class Batches:
             )
         self.source, self.augmentation, self.policy = source, augmentation, policy
         self.batch_size, self.seed = int(batch_size), int(seed)
-        self.threads = threads or cores()
+        self.threads = threads or cores() + 1  # one more: each waits a tenth of its time for Python's lock
         self._damage = Damage()
         self._parse = parse
         self._max_replacements = max_replacements

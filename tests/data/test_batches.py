@@ -16,6 +16,7 @@ from basic_tf.data.images import ImageAugmentation
 from basic_tf.data.labels import multi_hot
 from basic_tf.data.memory import InMemorySource
 from basic_tf.data.order import BlockOrder, DistinctOrder, ExampleOrder
+from basic_tf.data.python_calls import aligned_empty, mapped
 from basic_tf.data.records import RecordSource, RecordWriter
 from tests.data.pictures import jpeg, source
 
@@ -300,3 +301,19 @@ def test_a_program_that_ends_while_reading_ahead_ends_well(cached):
     command = [sys.executable, "-c", program]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert (result.returncode, result.stdout) == (0, "done\n"), result.stderr[-2000:]
+
+
+def test_aligned_arrays_reach_tensorflow_without_a_copy():
+    made = []
+
+    def make(number):
+        array = aligned_empty((number + 1, 5, 3))
+        array[...] = number
+        made.append(array.ctypes.data)
+        return {"x": array}
+
+    signature = {"x": tf.TensorSpec((None, 5, 3), tf.uint8)}
+    for number, element in enumerate(mapped(tf.data.Dataset.range(8), make, signature, 1, 1)):
+        received = np.asarray(element["x"])
+        assert received.shape == (number + 1, 5, 3) and (received == number).all()
+        assert received.ctypes.data == made[number]

@@ -84,6 +84,24 @@ def test_formats_and_their_headers(kind):
     assert error.mean() < (2.5 if kind == "JPEG" else 0.5)
 
 
+def test_jpeg_sizes_are_those_of_tensorflow():
+    rng = np.random.default_rng(12)
+    extra = (
+        {"comment": b"\xff\xc0 not a frame" * 9},
+        {"progressive": True},
+        {"restart_marker_blocks": 2},
+        {},
+    )
+    for options in extra:
+        height, width = rng.integers(1, 300, 2).tolist()
+        encoded = saved(Image.new("RGB", (width, height)), "JPEG", **options)
+        filled = encoded[:2] + b"\xff\xff" + encoded[2:]  # fill bytes before a marker are allowed
+        for data in (encoded, filled):
+            found = header(data)
+            assert (found.height, found.width) == (height, width)
+            assert tf.io.extract_jpeg_shape(data).numpy().tolist() == [height, width, 3]
+
+
 def test_webp_headers_of_all_three_kinds():
     picture = Image.fromarray(smooth(np.random.default_rng(2), 20, 31))
     for options in ({}, {"lossless": True}, {"icc_profile": b"x" * 100}):
