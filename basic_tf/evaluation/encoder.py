@@ -17,8 +17,16 @@ from basic_tf.serving.saved_model import load_metadata
 DEFAULT_BATCH = 64
 
 
+class UndecodableError(ValueError):
+    """A picture that cannot be decoded. row: which of those given; complaint: its size and the decoder's reason."""
+
+    def __init__(self, row: int, complaint: str):
+        super().__init__(f"picture {row} {complaint}")
+        self.row, self.complaint = row, complaint
+
+
 class Encoder(Protocol):
-    """What evaluation and prediction need of a model."""
+    """What evaluation and prediction need of a model. Calls from several threads at a time are fine."""
 
     image_size: int
     embedding_dim: int
@@ -26,7 +34,7 @@ class Encoder(Protocol):
 
     def encode_image_bytes(self, images: Sequence[bytes]) -> np.ndarray:
         """float32 [N, E] unit rows from encoded pictures (JPEG, PNG, GIF, BMP). ValueError names an
-        undecodable one.
+        undecodable one (`UndecodableError`).
         """
 
     def encode_images(self, images: np.ndarray) -> np.ndarray:
@@ -45,7 +53,9 @@ class _BatchedEncoder:
     batch_size: int
     _encode_bytes: Callable[[tf.Tensor], tf.Tensor]
     _encode_pixels: Callable[[tf.Tensor], tf.Tensor]
-    _encode_texts: Callable[[tf.Tensor], tf.Tensor]
+    # Sentences go through in two steps, as tokenizing many at once costs a third of tokenizing them a batch at a time.
+    _prepare_texts: Callable[[list[str]], np.ndarray]  # rows [N, ...]
+    _encode_prepared: Callable[[tf.Tensor], tf.Tensor]
 
     def encode_image_bytes(self, images: Sequence[bytes]) -> np.ndarray:
         """See `Encoder`."""
@@ -58,7 +68,7 @@ class _BatchedEncoder:
             try:
                 embeddings = self._encode_bytes(tf.constant(padded, tf.string))
             except tf.errors.InvalidArgumentError as error:
-                raise ValueError(self._name_undecodable(batch, start)) from error
+                raise self._undecodable(batch, start) from error
             result[start : start + len(batch)] = embeddings.numpy()[: len(batch)]
         return result
 
@@ -80,22 +90,26 @@ class _BatchedEncoder:
     def encode_text(self, texts: Sequence[str]) -> np.ndarray:
         """See `Encoder`."""
         texts = [texts] if isinstance(texts, str) else list(texts)
+        prepared = self._prepare_texts(texts)
         result = np.empty((len(texts), self.embedding_dim), np.float32)
         for start in range(0, len(texts), self.batch_size):
-            batch = texts[start : start + self.batch_size]
-            padded = batch + [batch[0]] * (self.batch_size - len(batch))
-            embeddings = self._encode_texts(tf.constant(padded, tf.string))
+            batch = prepared[start : start + self.batch_size]
+            padded = np.concatenate([batch, np.repeat(batch[:1], self.batch_size - len(batch), axis=0)])
+            embeddings = self._encode_prepared(tf.constant(padded))
             result[start : start + len(batch)] = embeddings.numpy()[: len(batch)]
         return result
 
-    def _name_undecodable(self, batch: Sequence[bytes], start: int) -> str:
+    def _undecodable(self, batch: Sequence[bytes], start: int) -> ValueError:
         """The decode op does not say which row it failed on; rows tried one by one do."""
         for row, image in enumerate(batch):
             try:
                 self._encode_bytes(tf.constant([image] * self.batch_size, tf.string))
             except tf.errors.InvalidArgumentError as error:
-                return f"picture {start + row} ({len(image)} bytes) cannot be decoded: {_reason(error)}"
-        return f"pictures {start}..{start + len(batch) - 1} fail together, though each can be encoded alone"
+                complaint = f"({len(image)} bytes) cannot be decoded: {_reason(error)}"
+                return UndecodableError(start + row, complaint)
+        return ValueError(
+            f"pictures {start}..{start + len(batch) - 1} fail together, though each can be encoded alone"
+        )
 
 
 def _reason(error: tf.errors.OpError) -> str:
@@ -122,8 +136,9 @@ class ModelEncoder(_BatchedEncoder):
         self.batch_size = batch_size
         self._encode_bytes = lambda images: self._module.encode_image(images)["embeddings"]
         self._encode_pixels = lambda images: self._module.encode_pixels(images)["embeddings"]
-        self._encode_texts = lambda texts: self._module.encode_text(texts)["embeddings"]
-        self.embedding_dim = int(self._encode_texts(tf.constant([""])).shape[1])
+        self._prepare_texts = lambda texts: self._module.tokens(tf.constant(texts, tf.string)).numpy()
+        self._encode_prepared = self._module.embed_tokens
+        self.embedding_dim = int(self._module.encode_text(tf.constant([""]))["embeddings"].shape[1])
 
     @property
     def temperature(self) -> float:
@@ -150,4 +165,6 @@ class SavedModelEncoder(_BatchedEncoder):
         signatures = self._loaded.signatures
         self._encode_bytes = lambda images: signatures["encode_image"](image_bytes=images)["embeddings"]
         self._encode_pixels = lambda images: signatures["encode_pixels"](images=images)["embeddings"]
-        self._encode_texts = lambda texts: signatures["encode_text"](texts=texts)["embeddings"]
+        # The exported signature tokenizes itself.
+        self._prepare_texts = lambda texts: tf.constant(texts, tf.string).numpy()
+        self._encode_prepared = lambda texts: signatures["encode_text"](texts=texts)["embeddings"]

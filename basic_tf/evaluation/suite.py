@@ -6,7 +6,15 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from basic_tf.evaluation import average_precision, datasets, prompts, public_tests, retrieval, zero_shot
+from basic_tf.evaluation import (
+    average_precision,
+    datasets,
+    prompts,
+    public_tests,
+    retrieval,
+    stream,
+    zero_shot,
+)
 from basic_tf.evaluation.encoder import Encoder
 from basic_tf.evaluation.weight_cache import WeightCache
 
@@ -115,8 +123,7 @@ def run(
         weights = [weights_for(texts, in_templates) for _, texts, in_templates in variants]
         subset = (subsets or {}).get(name, test.subset)
         classifiers = [zero_shot.ZeroShotClassifier(rows, subset=subset, keep=keep) for rows in weights]
-        for images, labels, records in test.batches():
-            embeddings = encoder.encode_image_bytes(images)  # once for all variants
+        for embeddings, labels, records in _embedded(encoder, test):  # once for all variants
             for classifier in classifiers:
                 classifier.update(embeddings, labels, records)
             if keep_embeddings:
@@ -155,10 +162,14 @@ def run(
     )
 
 
+def _embedded(encoder: Encoder, test):
+    return stream.embedded(encoder, test.batches(), origin=getattr(test, "path", test.name))
+
+
 def _evaluate_multi_label(encoder: Encoder, test, weights: np.ndarray) -> average_precision.MultiLabelResult:
     classifier = average_precision.MultiLabelClassifier(weights)
-    for images, labels, _ in test.batches():
-        classifier.update(encoder.encode_image_bytes(images), labels)
+    for embeddings, labels, _ in _embedded(encoder, test):
+        classifier.update(embeddings, labels)
     return classifier.result()
 
 

@@ -10,21 +10,22 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 
 import numpy as np
+import tensorflow as tf
 
+from basic_tf.evaluation import stream
 from basic_tf.evaluation.encoder import Encoder
 from basic_tf.evaluation.ranking import stable_ranks
 
-_PROMPT_CHUNK = 4096
+_PROMPT_BATCHES = 8
 _PICTURE_CHUNK = 1024
 
 
-def class_weights(
-    encoder: Encoder, prompts: Sequence[Sequence[str]], chunk: int = _PROMPT_CHUNK
-) -> np.ndarray:
+def class_weights(encoder: Encoder, prompts: Sequence[Sequence[str]], chunk: int | None = None) -> np.ndarray:
     """The zero-shot classifier: float32 [C, E], unit rows.
 
-    prompts: for each class its prompts (`prompts.class_prompts`). Embeds `chunk` prompts at a time, so memory
-    is O(C x E + chunk x E). Classes with the same prompts get identical rows and are embedded once.
+    prompts: for each class its prompts (`prompts.class_prompts`). Embeds `chunk` prompts at a time (default: a
+    few batches), a few chunks under way, so memory is O(C x E + chunk x E). Classes with the same prompts get
+    identical rows and are embedded once.
     """
     prompts = [tuple(texts) for texts in prompts]
     if not prompts or not all(prompts):
@@ -33,13 +34,22 @@ def class_weights(
         )
     first = {texts: row for row, texts in enumerate(dict.fromkeys(prompts))}
     flat = [(text, row) for texts, row in first.items() for text in texts]
+    chunk = chunk or _PROMPT_BATCHES * stream.batch_size(encoder)
+
+    def embedded(part):
+        texts, _ = part
+        return _unit(encoder.encode_text(texts).astype(np.float64), texts)
+
+    parts = (tuple(zip(*flat[start : start + chunk])) for start in range(0, len(flat), chunk))
     sums = None
-    for start in range(0, len(flat), chunk):
-        texts, rows = zip(*flat[start : start + chunk])
-        embeddings = _unit(encoder.encode_text(texts).astype(np.float64), texts)
+    for (_, rows), embeddings in stream.overlapped(embedded, parts):
         if sums is None:
             sums = np.zeros((len(first), embeddings.shape[1]))
-        np.add.at(sums, np.asarray(rows), embeddings)
+        # Prompts of a class stand together; those of the first class here may go on from the chunk before.
+        begins = np.flatnonzero(np.diff(rows, prepend=-1))
+        classes = np.asarray(rows)[begins]
+        embeddings[0] += sums[classes[0]]
+        sums[classes] = np.add.reduceat(embeddings, begins, axis=0)
     # The mean and the sum have the same direction; the count of prompts cancels in the normalisation.
     weights = _unit(sums, list(first)).astype(np.float32)
     return weights[[first[texts] for texts in prompts]]
@@ -146,7 +156,14 @@ class ZeroShotClassifier:
         """Cosines float32 [N, candidates] of unit rows [N, E] with the competing classes, in the subset's
         order.
         """
-        return (embeddings @ self._unique.T)[:, self._column]
+        # TensorFlow's product, in the pool that the towers use. NumPy's BLAS has threads of its own, which spin for tens of
+        # milliseconds after each product and take the cores from the towers. On the CPU: a GPU's would be in TF32.
+        dtype = np.result_type(embeddings, self._unique)
+        with tf.device("CPU:0"):
+            columns = tf.constant(self._unique, dtype)
+            return tf.matmul(tf.constant(embeddings, dtype), columns, transpose_b=True).numpy()[
+                :, self._column
+            ]
 
     def update(self, embeddings: np.ndarray, labels: np.ndarray, records: np.ndarray | None = None) -> None:
         """Takes pictures: unit rows [N, E], labels int [N] in 0..C-1, and their record numbers for the
@@ -242,11 +259,12 @@ def evaluate(
     batches: Iterable[tuple[Sequence[bytes], np.ndarray, np.ndarray]],
     subset=None,
     keep: int = 1000,
+    origin: str = "test set",
 ) -> ZeroShotResult:
-    """Zero-shot accuracy over batches of (encoded pictures, labels, record numbers)."""
+    """Zero-shot accuracy over batches of (encoded pictures, labels, record numbers). origin: whose, for errors."""
     classifier = ZeroShotClassifier(weights, subset=subset, keep=keep)
-    for images, labels, records in batches:
-        classifier.update(encoder.encode_image_bytes(images), labels, records)
+    for embeddings, labels, records in stream.embedded(encoder, batches, origin):
+        classifier.update(embeddings, labels, records)
     return classifier.result()
 
 

@@ -14,6 +14,8 @@ from basic_tf.data.images import ImageAugmentation
 _PNG = b"\x89PNG\r\n\x1a\n"
 _JPEG = b"\xff\xd8\xff"
 _JPEG_RATIOS = (8, 4, 2, 1)
+_SMALL = 256  # pixels a side; a batch of such pictures fits in memory decoded
+_GROUP = 8  # small pictures decoded by one turn of the loop; a turn of its own for each costs a third of its decoding
 
 
 def evaluation_view(preprocessing: ImageAugmentation | int) -> ImageAugmentation:
@@ -41,12 +43,48 @@ def decode_batch(encoded: tf.Tensor, view: ImageAugmentation) -> tf.Tensor:
     with tf.control_dependencies([check]):
         encoded = tf.identity(encoded)
     size = view.output_size
-    return tf.map_fn(
-        lambda one: decode(one, view),
-        encoded,
-        fn_output_signature=tf.TensorSpec([size, size, 3], tf.uint8),
-        parallel_iterations=16,
+
+    return tf.cond(
+        _small_pngs_of_one_size(encoded),
+        lambda: _decode_alike(encoded, view),
+        lambda: _mapped(lambda one: decode(one, view), encoded, [size, size, 3]),
     )
+
+
+def _mapped(function, rows: tf.Tensor, shape) -> tf.Tensor:
+    signature = tf.TensorSpec(shape, tf.uint8)
+    return tf.map_fn(function, rows, fn_output_signature=signature, parallel_iterations=16)
+
+
+def _small_pngs_of_one_size(encoded: tf.Tensor) -> tf.Tensor:
+    """A boolean scalar: PNGs of one size, at most 256 x 256, a multiple of 8 of them (the encoders pad to full batches)."""
+    # Padded: a stump has no size. Byte 16 on: width and height, big-endian.
+    head = tf.strings.join([tf.strings.substr(encoded, 0, 24), b"\0" * 24])
+    sizes = tf.io.decode_raw(tf.strings.substr(head, 16, 8), tf.int32, little_endian=False)  # [N, 2]
+    fits = (sizes == sizes[:1]) & (sizes > 0) & (sizes <= _SMALL)
+    groups = (tf.size(encoded) > 0) & (tf.size(encoded) % _GROUP == 0)
+    return groups & tf.reduce_all(fits) & tf.reduce_all(_starts(encoded, _PNG))
+
+
+def _decode_alike(encoded: tf.Tensor, view: ImageAugmentation) -> tf.Tensor:
+    """`decode` for PNGs of one size, to the bit: some hundred operations for the batch, not for each picture."""
+    with tf.device("CPU:0"):
+
+        def decoded(one):
+            def group(rows):
+                return tf.stack([one(row) for row in tf.unstack(rows, _GROUP)])
+
+            # Cut to whole groups, which it has, for shapes that are checked while tracing the branch not taken.
+            whole = encoded[: tf.size(encoded) // _GROUP * _GROUP]
+            return _mapped(group, tf.reshape(whole, [-1, _GROUP]), [_GROUP, None, None, 3])
+
+        pictures = tf.cond(
+            tf.reduce_any(_png_has_alpha(encoded)), lambda: decoded(_png_or_on_white), lambda: decoded(_png)
+        )
+        height, width = tf.unstack(tf.shape(pictures)[2:4])
+        pictures = tf.reshape(pictures, [-1, height, width, 3])
+        rows, columns, top, left = _spans(height, width, _window(height, width, view), 1, view.output_size)
+        return _framed(pictures[:, top[0] : top[1], left[0] : left[1]], rows, columns, view)
 
 
 def decode(encoded: tf.Tensor, view: ImageAugmentation) -> tf.Tensor:
@@ -56,13 +94,18 @@ def decode(encoded: tf.Tensor, view: ImageAugmentation) -> tf.Tensor:
         inner, rows, columns = tf.cond(
             is_jpeg, lambda: _cut_jpeg(encoded, view), lambda: _cut_other(encoded, view)
         )
-        size = view.output_size
-        resized = _resize(inner, rows[1] - rows[0], columns[1] - columns[0])
-        # Where the window is larger than the picture, white lies around it: 255 - (255 - x) pads with 255.
-        edges = [[rows[0], size - rows[1]], [columns[0], size - columns[1]], [0, 0]]
-        if view.border == "reflect":
-            return tf.ensure_shape(tf.pad(resized, edges, "SYMMETRIC"), [size, size, 3])
-        return tf.ensure_shape(tf.pad(resized, edges, constant_values=255), [size, size, 3])
+        return _framed(inner[None], rows, columns, view)[0]
+
+
+def _framed(inner: tf.Tensor, rows: tf.Tensor, columns: tf.Tensor, view: ImageAugmentation) -> tf.Tensor:
+    """The cut windows uint8 [N, h, w, 3] resized into these rows and columns of the output -> uint8 [N, S, S, 3]."""
+    size = view.output_size
+    resized = _resize(inner, rows[1] - rows[0], columns[1] - columns[0])
+    # Where the window is larger than the picture, white lies around it.
+    edges = [[0, 0], [rows[0], size - rows[1]], [columns[0], size - columns[1]], [0, 0]]
+    if view.border == "reflect":
+        return tf.ensure_shape(tf.pad(resized, edges, "SYMMETRIC"), [None, size, size, 3])
+    return tf.ensure_shape(tf.pad(resized, edges, constant_values=255), [None, size, size, 3])
 
 
 def _starts(encoded: tf.Tensor, beginning: bytes) -> tf.Tensor:
@@ -99,7 +142,7 @@ def _cut_jpeg(encoded: tf.Tensor, view: ImageAugmentation):
 def _cut_other(encoded: tf.Tensor, view: ImageAugmentation):
     picture = tf.cond(
         _starts(encoded, _PNG),
-        lambda: tf.cond(_png_has_alpha(encoded), lambda: _png_on_white(encoded), lambda: _png(encoded)),
+        lambda: _png_or_on_white(encoded),
         lambda: tf.image.decode_image(encoded, channels=3, expand_animations=False),
     )
     shape = tf.shape(picture)
@@ -112,17 +155,21 @@ def _png(encoded: tf.Tensor) -> tf.Tensor:
     return tf.image.decode_png(encoded, channels=3)
 
 
+def _png_or_on_white(encoded: tf.Tensor) -> tf.Tensor:
+    alpha = _png_has_alpha(encoded[None])[0]
+    return tf.cond(alpha, lambda: _png_on_white(encoded), lambda: _png(encoded))
+
+
 def _png_has_alpha(encoded: tf.Tensor) -> tf.Tensor:
-    """An alpha channel (colour types 4 and 6), or a tRNS chunk before the pixels.
+    """Of PNGs string [N], boolean [N]: an alpha channel (colour types 4 and 6), or a tRNS chunk before the pixels.
 
     TensorFlow's decoder drops a transparent colour unless four channels are asked for, and invents an alpha
     for opaque pictures of fewer than 8 bits if they are: so they are asked for exactly where there is one.
     """
-    colour = tf.strings.substr(
-        tf.strings.join([encoded, b"\0" * 26]), 25, 1
-    )  # padded: a stump has no byte 25
-    before_pixels = tf.strings.split([encoded], "IDAT", maxsplit=1).values[0]
-    has_trns = tf.size(tf.strings.split([before_pixels], "tRNS", maxsplit=1).values) > 1
+    head = tf.strings.join([tf.strings.substr(encoded, 0, 26), b"\0" * 26])  # padded: a stump has no byte 25
+    colour = tf.strings.substr(head, 25, 1)
+    before_pixels = tf.strings.split(encoded, "IDAT", maxsplit=1)[:, :1].values
+    has_trns = tf.strings.split(before_pixels, "tRNS", maxsplit=1).row_lengths() > 1
     return (colour == b"\x04") | (colour == b"\x06") | has_trns
 
 
@@ -172,15 +219,15 @@ def _span(centre: tf.Tensor, length: tf.Tensor, limit: tf.Tensor, size: int):
     return tf.stack([inner_start, inner_stop]), filled
 
 
-def _resize(picture: tf.Tensor, height: tf.Tensor, width: tf.Tensor) -> tf.Tensor:
-    """uint8 [h, w, 3] -> uint8 [height, width, 3]: bilinear; area means where it shrinks more than
+def _resize(pictures: tf.Tensor, height: tf.Tensor, width: tf.Tensor) -> tf.Tensor:
+    """uint8 [N, h, w, 3] -> uint8 [N, height, width, 3]: bilinear; area means where it shrinks more than
     twofold.
     """
-    shape, target = tf.shape(picture), tf.stack([height, width])
-    shrinks = (shape[0] > 2 * height) | (shape[1] > 2 * width)
+    shape, target = tf.shape(pictures), tf.stack([height, width])
+    shrinks = (shape[1] > 2 * height) | (shape[2] > 2 * width)
     resized = tf.cond(
         shrinks,
-        lambda: tf.raw_ops.ResizeArea(images=picture[None], size=target)[0],
-        lambda: tf.image.resize(picture, target),  # half-pixel centres; the identity at the right size
+        lambda: tf.raw_ops.ResizeArea(images=pictures, size=target),
+        lambda: tf.image.resize(pictures, target),  # half-pixel centres; the identity at the right size
     )
     return tf.cast(tf.clip_by_value(resized, 0.0, 255.0) + 0.5, tf.uint8)

@@ -57,8 +57,14 @@ class ServingModule(tf.Module):
             lambda image_bytes: self._embed_pixels(decoding.decode_batch(image_bytes, self._view)),
             input_signature=[tf.TensorSpec([None], tf.string)],
         )
+        self.tokens = tf.function(tokenizer, input_signature=[tf.TensorSpec([None], tf.string)])
+        ids = self.tokens.get_concrete_function().structured_outputs  # [None, T]
+        self.embed_tokens = tf.function(
+            lambda ids: tf.cast(model.encode_text(ids), tf.float32),
+            input_signature=[tf.TensorSpec(ids.shape, ids.dtype)],
+        )
         self._embed_texts = tf.function(
-            lambda texts: tf.cast(model.encode_text(tokenizer(texts)), tf.float32),
+            lambda texts: self.embed_tokens(self.tokens(texts)),
             input_signature=[tf.TensorSpec([None], tf.string)],
         )
         before, after = zip(*(template.split("{}") for template in templates))

@@ -30,5 +30,6 @@ class HashEncoder:
         return np.stack([self._row(image) for image in images]).astype(np.float32)
 
     def encode_text(self, texts):
-        self.texts += len(texts)
+        count = len(texts)
+        self.texts += count
         return np.stack([self._row(text.encode()) for text in texts]).astype(np.float32)

@@ -118,3 +118,52 @@ def test_rows_that_are_no_pictures_are_all_named():
 def test_truncated_pictures_fail(stump):
     with pytest.raises(tf.errors.InvalidArgumentError):
         decoding.decode_batch(tf.constant([stump]), decoding.evaluation_view(8))
+
+
+PNGS = [name for name in CASES if name.startswith("png")]
+
+
+@pytest.mark.parametrize("view", ["paper", "pad_outside"])
+def test_pngs_of_one_size_together_are_what_each_is_alone(view):
+    """To the bit: the batch takes another road, and an embedding must not depend on the company."""
+    evaluation = decoding.evaluation_view(VIEWS[view])
+    many, one = [tf.TensorSpec([None], tf.string)], [tf.TensorSpec([], tf.string)]
+    decode = tf.function(lambda rows: decoding.decode_batch(rows, evaluation), input_signature=many)
+    alone = tf.function(lambda row: decoding.decode(row, evaluation), input_signature=one)
+    size = (50, 41)
+    same_size = [data for data in CASES.values() if Image.open(io.BytesIO(data)).size == size[::-1]]
+    assert len(same_size) == 7  # with and without an alpha channel, a palette, one bit
+    opaque = [CASES[name] for name in ("png_grey", "png_one_bit", "png_palette")]
+    batches = [
+        [*same_size, encoded(smooth(*size, 3), "PNG")],
+        [*opaque, *[encoded(smooth(*size, 3), "PNG") for _ in range(13)]],
+        *[
+            [encoded(smooth(*shape, 3), "PNG") for _ in range(8)]
+            for shape in [(1, 1), (9, 13), (32, 32), (256, 131)]
+        ],
+    ]
+    for rows in batches:
+        assert decoding._small_pngs_of_one_size(tf.constant(rows))
+        received = decode(tf.constant(rows)).numpy()
+        for row, data in zip(received, rows, strict=True):
+            np.testing.assert_array_equal(row, alone(tf.constant(data)).numpy())
+
+
+def test_which_pictures_are_decoded_together():
+    def together(*rows):
+        return bool(decoding._small_pngs_of_one_size(tf.constant(rows, tf.string)))
+
+    eight = [CASES["png_grey"]] * 7 + [CASES["png_alpha"]]
+    assert together(*eight)
+    assert together(*eight, *eight)
+    assert not together()
+    assert not together(*eight[1:])
+    assert not together(*eight[1:], CASES["png_tall"])  # two sizes
+    assert not together(*eight[1:], CASES["jpeg"])
+    assert not together(*eight[1:], b"\x89PNG\r\n\x1a\n")  # a stump
+    large = encoded(smooth(257, 5, 3), "PNG")
+    assert not together(*[large] * 8)  # decoded all at once, large ones would fill the memory
+    empty = decoding.decode_batch(tf.constant([], tf.string), decoding.evaluation_view(8))
+    assert empty.shape == (0, 8, 8, 3)
+    with pytest.raises(tf.errors.InvalidArgumentError):  # cut short among whole ones
+        decoding.decode_batch(tf.constant([*eight[1:], eight[0][:90]]), decoding.evaluation_view(8))

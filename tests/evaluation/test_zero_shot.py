@@ -55,6 +55,26 @@ def test_class_weights(chunk):
     assert len(encoder.asked) == 3 * 5  # the repeated class is embedded once
 
 
+def test_class_weights_are_a_plain_sum_to_the_bit():
+    """Chunks, and classes that lie across them, change no bit: prompts are added one by one, in their order."""
+    rng = np.random.default_rng()
+    class_texts = [
+        tuple(f"{index} {row} {rng.integers(1 << 30)}" for row in range(size))
+        for index, size in enumerate(rng.integers(1, 40, 12))
+    ]
+    encoder = WordEncoder()
+    encoder.embed = lambda text: unit(np.random.default_rng([*text.encode()]).normal(size=19))
+    sums = np.zeros((12, 19))
+    for index, texts in enumerate(class_texts):
+        for row in encoder.encode_text(texts).astype(np.float64):
+            sums[index] += row / np.linalg.norm(row[None], axis=1)
+    for chunk in (1, 7, 64, None):
+        received = zero_shot.class_weights(encoder, class_texts, chunk=chunk)
+        np.testing.assert_array_equal(
+            received, (sums / np.linalg.norm(sums, axis=1, keepdims=True)).astype(np.float32)
+        )
+
+
 def test_unusable_text_embeddings():
     class Broken(WordEncoder):
         def embed(self, text):
