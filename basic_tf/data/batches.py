@@ -27,6 +27,7 @@ from basic_tf.data.usable_records import (
     DecodedPictures,
     RecordError,
     Texts,
+    in_tasks,
     parsed,
     texts_of,
 )
@@ -248,15 +249,33 @@ class Batches:
         indices, payloads = wanted.tolist(), self.source.read(wanted)
 
         def cut(rows: range) -> list[tuple[int, Texts]]:
-            return [self._cut(indices[row], payloads[row], choices, row, images[row]) for row in rows]
+            done = self._cut_together(rows, indices, payloads, choices, images)
+            # Those that cannot be used, once more alone: they are counted, and others take their place.
+            return [
+                done.get(row) or self._cut(indices[row], payloads[row], choices, row, images[row])
+                for row in rows
+            ]
 
-        # Several rows a task: handing one over costs as much as a small picture's decoding.
-        step = max(1, count // (4 * self.threads))
-        parts = self._pool.map(
-            cut, (range(first, min(first + step, count)) for first in range(0, count, step))
-        )
+        parts = self._pool.map(cut, in_tasks(count, self.threads))
         used, texts = zip(*itertools.chain.from_iterable(parts), strict=True)
         return self.augmentation.finish(images, choices), list(used), list(texts)
+
+    def _cut_together(
+        self, rows: range, indices: list[int], payloads, choices, images: np.ndarray
+    ) -> dict[int, tuple[int, Texts]]:
+        """Fills the rows whose records can be used: (record, its texts) of each of them."""
+        good, encoded = {}, []
+        for row in rows:
+            try:
+                record = parsed(self._parse, payloads[row])
+                texts = texts_of(record, indices[row], self.source)
+                self._check(texts)
+            except ValueError:
+                continue
+            good[row] = indices[row], texts
+            encoded.append(record.image)
+        errors = self.augmentation.cut_together(encoded, choices, list(good), self._max_pixels, images)
+        return {row: found for (row, found), error in zip(good.items(), errors, strict=True) if error is None}
 
     def _cut(
         self, index: int, payload: bytes | None, choices, row: int, out: np.ndarray

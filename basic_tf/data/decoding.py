@@ -1,6 +1,8 @@
 """Encoded pictures to pixels, by TensorFlow as in the exported SavedModel; sizes changed by OpenCV."""
 
+import functools
 import struct
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import cv2
@@ -12,6 +14,8 @@ cv2.setNumThreads(
 )  # batches are made by threads of our own; OpenCV's would only crowd the computation's cores
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_MOST_TOGETHER = 16  # pictures of one call
+_PIXELS_TOGETHER = 1 << 23
 
 
 class PictureError(ValueError):
@@ -100,7 +104,7 @@ def decode(encoded: bytes, max_pixels: int = 1 << 26) -> np.ndarray:
     Transparency is composited on white; grey, palette, 16-bit and CMYK pictures become RGB. Pictures of more
     than `max_pixels` are refused before any memory is taken for them.
     """
-    return decode_window(encoded, checked_header(encoded, max_pixels))
+    return decode_window(encoded, Window(checked_header(encoded, max_pixels)))
 
 
 def checked_header(encoded: bytes, max_pixels: int) -> Header:
@@ -113,37 +117,121 @@ def checked_header(encoded: bytes, max_pixels: int) -> Header:
     return found
 
 
-def decode_window(
-    encoded: bytes, found: Header, window: tuple[int, int, int, int] | None = None, ratio: int = 1
-):
-    """uint8 [h, w, 3], read only; window (top, left, height, width) in pixels of the picture scaled down by `ratio`
-    (JPEG).
+class Window(NamedTuple):
+    """What is wanted of an encoded picture: top, left, height and width in pixels of the picture scaled down by `ratio`
+    (JPEG alone; otherwise 1). `box` None is the whole picture.
     """
+
+    found: Header
+    box: tuple[int, int, int, int] | None = None
+    ratio: int = 1
+
+
+def decode_window(encoded: bytes, window: Window) -> np.ndarray:
+    """uint8 [h, w, 3], read only. PictureError names what is wrong."""
+    kind = window.found.kind
     try:
-        # Tensors and a float for `acceptable_fraction`: bytes, tuples and its default, an int, all leave TensorFlow's
-        # fast path, and a small picture's decoding takes three times as long.
         with tf.device("CPU:0"):
-            contents = tf.constant(encoded)
-            if found.kind == "jpeg":
-                options = {
-                    "channels": 3,
-                    "ratio": ratio,
-                    "dct_method": "INTEGER_ACCURATE",
-                    "acceptable_fraction": 1.0,
-                }
-                if window is None:
-                    return np.asarray(tf.io.decode_jpeg(contents, **options))
-                return np.asarray(tf.io.decode_and_crop_jpeg(contents, tf.constant(window), **options))
-            if found.kind == "png":
-                picture = np.asarray(tf.io.decode_png(contents, channels=4 if found.alpha else 3))
-            else:
-                picture = np.asarray(tf.io.decode_image(contents, channels=3, expand_animations=False))
+            box = None if window.box is None else tf.constant(window.box)
+            picture = np.asarray(_decoded(tf.constant(encoded), box, kind, window.found.alpha, window.ratio))
     except tf.errors.OpError as error:
-        raise PictureError(f"undecodable {found.kind.upper()}", _first_line(error)) from error
+        raise PictureError(f"undecodable {kind.upper()}", _first_line(error)) from error
+    return _finished(picture, window)
+
+
+def decode_windows(encoded: Sequence[bytes], windows: Sequence[Window]) -> list[np.ndarray | PictureError]:
+    """`decode_window` of each of several pictures, or what is wrong with it.
+
+    Pictures of one kind share a call of TensorFlow: a call costs as much as decoding a small picture, and during it other
+    threads have the interpreter. They are decoded in the caller's thread, not in those that training computes with.
+    """
+    groups: dict[tuple, list[int]] = {}
+    for number, (found, box, ratio) in enumerate(windows):
+        whole = found.kind != "jpeg" or box is None
+        groups.setdefault((found.kind, found.alpha, ratio, whole), []).append(number)
+    result: list = [None] * len(windows)
+    for kind, members in groups.items():
+        for numbers in _in_parts(members, [windows[n].found for n in members]):
+            whole = kind[-1]
+            boxes = [(0, 0, 0, 0) if whole else windows[n].box for n in numbers]
+            pictures = _decoded_together([encoded[n] for n in numbers], boxes, *kind)
+            for place, number in enumerate(numbers):
+                if pictures is not None:
+                    result[number] = _finished(np.asarray(pictures[place]), windows[number])
+                    continue
+                try:  # one by one: some of them are damaged
+                    result[number] = decode_window(encoded[number], windows[number])
+                except PictureError as error:
+                    result[number] = error
+    return result
+
+
+def _in_parts(members: list[int], headers: list[Header]) -> list[list[int]]:
+    """`members` in order, cut where a part would have more than _MOST_TOGETHER or too many pixels to be held at once."""
+    parts, held = [], 0
+    for member, found in zip(members, headers, strict=True):
+        pixels = found.height * found.width
+        if not parts or len(parts[-1]) == _MOST_TOGETHER or held + pixels > _PIXELS_TOGETHER:
+            parts.append([])
+            held = 0
+        parts[-1].append(member)
+        held += pixels
+    return parts
+
+
+def _decoded(contents: tf.Tensor, box: tf.Tensor | None, kind: str, alpha: bool, ratio: int) -> tf.Tensor:
+    """uint8 [h, w, 3 or 4] by TensorFlow's decoders; box: of JPEGs, the others are decoded whole."""
+    if kind == "jpeg":
+        # A float: the default, an int, leaves TensorFlow's fast path (so would bytes and tuples in place of tensors), and
+        # a small picture's decoding takes three times as long.
+        options = {
+            "channels": 3,
+            "ratio": ratio,
+            "dct_method": "INTEGER_ACCURATE",
+            "acceptable_fraction": 1.0,
+        }
+        if box is None:
+            return tf.io.decode_jpeg(contents, **options)
+        return tf.io.decode_and_crop_jpeg(contents, box, **options)
+    if kind == "png":
+        return tf.io.decode_png(contents, channels=4 if alpha else 3)
+    return tf.io.decode_image(contents, channels=3, expand_animations=False)
+
+
+@functools.cache
+def _graph(count: int, kind: str, alpha: bool, ratio: int, whole: bool):
+    """(contents string [count], boxes int32 [count, 4]) -> count pictures, as a concrete function."""
+
+    def decode_each(contents, boxes):
+        return [
+            _decoded(one, None if whole else box, kind, alpha, ratio)
+            for one, box in zip(tf.unstack(contents), tf.unstack(boxes))
+        ]
+
+    signature = [tf.TensorSpec([count], tf.string), tf.TensorSpec([count, 4], tf.int32)]
+    return tf.function(decode_each, input_signature=signature, autograph=False).get_concrete_function()
+
+
+def _decoded_together(encoded: list[bytes], boxes: list[tuple], *kind) -> list[tf.Tensor] | None:
+    """The pictures; None if one of them cannot be decoded."""
+    with tf.device("CPU:0"):
+        try:
+            return tf.raw_ops.PartitionedCall(
+                args=[tf.constant(encoded), tf.constant(boxes)],
+                Tout=[tf.uint8] * len(encoded),
+                f=_graph(len(encoded), *kind),
+                executor_type="SINGLE_THREADED_EXECUTOR",
+            )
+        except tf.errors.OpError:
+            return None
+
+
+def _finished(picture: np.ndarray, window: Window) -> np.ndarray:
+    """A decoded picture without alpha, cut to its window where the decoder has not done so."""
     if picture.shape[-1] == 4:
         picture = on_white(picture)
-    if window is not None:
-        top, left, height, width = window
+    if window.box is not None and window.found.kind != "jpeg":
+        top, left, height, width = window.box
         picture = picture[top : top + height, left : left + width]
     return picture
 

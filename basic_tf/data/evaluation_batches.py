@@ -1,6 +1,7 @@
 """Pictures for evaluation: in the order of the files, without chance."""
 
 import concurrent.futures
+import itertools
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -11,7 +12,7 @@ from basic_tf.data.images import ImageAugmentation
 from basic_tf.data.labels import check_labels, multi_hot
 from basic_tf.data.python_calls import cores, mapped
 from basic_tf.data.tokenizer import Tokenizer
-from basic_tf.data.usable_records import Damage, Texts, parsed, texts_of
+from basic_tf.data.usable_records import Damage, Texts, in_tasks, parsed, texts_of
 from basic_tf.randomness import step_key_numpy
 
 
@@ -52,7 +53,8 @@ class EvaluationBatches:
         self._parse = parse
         self._max_pixels = max_pixels
         self._damage = Damage()
-        self._pool = concurrent.futures.ThreadPoolExecutor(threads or cores(), thread_name_prefix="pictures")
+        self._threads = threads or cores()
+        self._pool = concurrent.futures.ThreadPoolExecutor(self._threads, thread_name_prefix="pictures")
 
     @property
     def damage(self) -> dict[str, int]:
@@ -72,25 +74,34 @@ class EvaluationBatches:
         examples = np.arange(count, dtype=np.int32)
         choices = self.augmentation.choices(step_key_numpy(0, 0), examples, central=True)
 
-        def load(row: int, index: int, payload: bytes | None):
-            try:
-                record = parsed(self._parse, payload)
-                return (
-                    self.augmentation.cut(record.image, choices, row, self._max_pixels),
-                    texts_of(record, index, self.source),
-                    True,
-                )
-            except ValueError as error:
-                self._damage.note(index, error)
-                return np.full((size, size, 3), 255, np.uint8), Texts((), np.zeros(0, np.int64)), False
+        images = np.full((count, size, size, 3), 255, np.uint8)
+        payloads = self.source.read(indices)
 
-        loaded = self._pool.map(load, range(count), indices.tolist(), self.source.read(indices))
-        pictures, texts, valid = zip(*loaded, strict=True)
+        def load(rows: range) -> list[Texts | None]:
+            texts, encoded = {}, []
+            for row in rows:
+                try:
+                    record = parsed(self._parse, payloads[row])
+                    texts[row] = texts_of(record, int(indices[row]), self.source)
+                    encoded.append(record.image)
+                except ValueError as error:
+                    self._damage.note(int(indices[row]), error)
+            good = list(texts)
+            for row, error in zip(
+                good, self.augmentation.cut_together(encoded, choices, good, self._max_pixels, images)
+            ):
+                if error is not None:
+                    self._damage.note(int(indices[row]), error)
+                    del texts[row]
+            return [texts.get(row) for row in rows]
+
+        loaded = list(itertools.chain.from_iterable(self._pool.map(load, in_tasks(count, self._threads))))
+        texts = [Texts((), np.zeros(0, np.int64)) if found is None else found for found in loaded]
         batch = {
-            "images": np.stack(pictures),
+            "images": images,
             "record": indices.astype(np.int64),
             "examples": examples,
-            "valid": np.array(valid),
+            "valid": np.array([found is not None for found in loaded]),
         }
         if self._num_classes:
             for t in texts:

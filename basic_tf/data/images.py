@@ -23,7 +23,14 @@ import cv2
 import numpy as np
 
 from basic_tf.data.colours import colour_maps, is_coloured
-from basic_tf.data.decoding import checked_header, decode_window, resize
+from basic_tf.data.decoding import (
+    PictureError,
+    Window,
+    checked_header,
+    decode_window,
+    decode_windows,
+    resize,
+)
 from basic_tf.randomness import uniform_numpy
 
 FITS = ("stretch", "pad", "crop")
@@ -225,6 +232,40 @@ class ImageAugmentation:
         The window is rounded to whole pixels. A large JPEG is scaled down by 2, 4 or 8 while decoding, as far
         as the window keeps at least S pixels. Rotation and colours follow for the whole batch in `finish`.
         """
+        if out is None:
+            out = np.empty((self.output_size, self.output_size, 3), np.uint8)
+        window, place = self._planned(encoded, choices, row, max_pixels)
+        return self._placed(decode_window(encoded, window), place, choices.flip[row], out)
+
+    def cut_together(
+        self,
+        encoded: Sequence[bytes],
+        choices: Choices,
+        rows: Sequence[int],
+        max_pixels: int,
+        out: np.ndarray,
+    ) -> list[PictureError | None]:
+        """`cut` of several rows into out[row] of each, at less cost; what is wrong with each picture, or None."""
+        planned, errors = [], []
+        for picture, row in zip(encoded, rows, strict=True):
+            try:
+                planned.append(self._planned(picture, choices, row, max_pixels))
+                errors.append(None)
+            except PictureError as error:
+                errors.append(error)
+        good = [number for number, error in enumerate(errors) if error is None]
+        decoded = decode_windows([encoded[n] for n in good], [window for window, _ in planned])
+        for number, picture, (_, place) in zip(good, decoded, planned, strict=True):
+            if isinstance(picture, PictureError):
+                errors[number] = picture
+            else:
+                self._placed(picture, place, choices.flip[rows[number]], out[rows[number]])
+        return errors
+
+    def _planned(
+        self, encoded: bytes, choices: Choices, row: int, max_pixels: int
+    ) -> tuple[Window, tuple[int, int, int, int]]:
+        """What `cut` decodes of a picture, and where in the output that goes (top, bottom, left, right). PictureError."""
         found = checked_header(encoded, max_pixels)
         size = self.output_size
         x, y, width, height = self.window_in(found.height, found.width, choices, row)
@@ -234,18 +275,23 @@ class ImageAugmentation:
         whole_height, whole_width = -(-found.height // ratio), -(-found.width // ratio)
         top, bottom, low, high = _span(y / ratio, height / ratio, whole_height, size)
         left, right, first, last = _span(x / ratio, width / ratio, whole_width, size)
-        picture = decode_window(encoded, found, (top, left, bottom - top, right - left), ratio)
-        if out is None:
-            out = np.empty((size, size, 3), np.uint8)
+        return Window(found, (top, left, bottom - top, right - left), ratio), (low, high, first, last)
+
+    def _placed(
+        self, picture: np.ndarray, place: tuple[int, int, int, int], flip: float, out: np.ndarray
+    ) -> np.ndarray:
+        """A decoded window resized to its place in `out`, uint8 [S, S, 3], with the border around it, flipped."""
+        size = self.output_size
+        low, high, first, last = place
         whole = (high - low, last - first) == (size, size)
-        inner = resize(picture, high - low, last - first, out if whole and not choices.flip[row] else None)
+        inner = resize(picture, high - low, last - first, out if whole and not flip else None)
         if not whole:
             edges = ((low, size - high), (first, size - last), (0, 0))
             if self.border == "reflect":
                 inner = np.pad(inner, edges, mode="symmetric")
             else:
                 inner = np.pad(inner, edges, constant_values=255)
-        if choices.flip[row]:
+        if flip:
             return cv2.flip(inner, 1, dst=out)
         if inner is not out:
             out[...] = inner

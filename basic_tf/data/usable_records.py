@@ -2,14 +2,16 @@
 
 import collections
 import concurrent.futures
+import functools
 import threading
 from collections.abc import Callable
 
 import numpy as np
 from absl import logging
 
-from basic_tf.data.decoding import decode, framed
+from basic_tf.data.decoding import PictureError, Window, checked_header, decode_windows, framed
 from basic_tf.data.mixture import MixedSource
+from basic_tf.data.python_calls import cores
 
 _LOGGED_PER_CAUSE = 5
 READ_AT_ONCE = 512
@@ -47,6 +49,14 @@ class Texts(collections.namedtuple("Texts", ["captions", "labels"])):
     """What is kept of a record beside its picture: captions (tuple of str) and label numbers (int64
     array).
     """
+
+
+def in_tasks(count: int, threads: int) -> list[range]:
+    """The rows of a batch in tasks for a pool: several a task, as handing one over costs as much as a small picture's
+    decoding, and some tasks for each thread, so that all end at about the same time.
+    """
+    step = max(1, count // (4 * threads))
+    return [range(first, min(first + step, count)) for first in range(0, count, step)]
 
 
 def texts_of(record, number: int, source) -> Texts:
@@ -88,22 +98,31 @@ class DecodedPictures:
         self.pictures = np.empty((source.count, side, side, 3), np.uint8)
         self.texts: list[Texts | None] = [None] * source.count
 
-        def load(index: int, payload: bytes | None) -> bool:
-            try:
-                record = parsed(parse, payload)
-                texts = texts_of(record, index, source)
-                check(texts)
-                self.pictures[index] = framed(decode(record.image, max_pixels), side, fit)
-            except ValueError as error:
-                damage.note(index, error)
-                return False
-            self.texts[index] = texts
-            return True
+        def load(indices: list[int], payloads: list[bytes | None], rows: range) -> None:
+            good, encoded, windows = [], [], []
+            for row in rows:
+                try:
+                    record = parsed(parse, payloads[row])
+                    texts = texts_of(record, indices[row], source)
+                    check(texts)
+                    windows.append(Window(checked_header(record.image, max_pixels)))
+                except ValueError as error:
+                    damage.note(indices[row], error)
+                    continue
+                encoded.append(record.image)
+                good.append((indices[row], texts))
+            for (index, texts), picture in zip(good, decode_windows(encoded, windows), strict=True):
+                if isinstance(picture, PictureError):
+                    damage.note(index, picture)
+                else:
+                    self.pictures[index] = framed(picture, side, fit)
+                    self.texts[index] = texts
 
-        usable = np.empty(source.count, bool)
         for start in range(0, source.count, READ_AT_ONCE):
-            indices = np.arange(start, min(start + READ_AT_ONCE, source.count))
-            usable[indices] = list(pool.map(load, indices.tolist(), source.read(indices)))
+            indices = list(range(start, min(start + READ_AT_ONCE, source.count)))
+            task = functools.partial(load, indices, source.read(np.array(indices)))
+            list(pool.map(task, in_tasks(len(indices), cores())))
+        usable = np.array([texts is not None for texts in self.texts])
         good = np.flatnonzero(usable)
         if not good.size:
             raise ValueError(f"none of the {source.count:,} records can be used: {dict(damage.counts)}")

@@ -8,7 +8,16 @@ import tensorflow as tf
 from PIL import Image
 
 from basic_tf.data.colours import colour_maps
-from basic_tf.data.decoding import PictureError, decode, framed, header, on_white
+from basic_tf.data.decoding import (
+    PictureError,
+    Window,
+    decode,
+    decode_window,
+    decode_windows,
+    framed,
+    header,
+    on_white,
+)
 from basic_tf.data.images import ImageAugmentation
 from basic_tf.randomness import step_key_numpy
 from tests.data.pictures import jpeg, png, smooth
@@ -279,6 +288,59 @@ def test_large_jpegs_are_scaled_down_while_decoding(monkeypatch):
         result = still.cut(encoded, still.choices(KEY, np.arange(1)), 0)
         assert np.abs(result.astype(int) - framed(picture, size, "stretch")).mean() < 2
         assert ratios.pop() == expected
+
+
+def test_pictures_decoded_together_are_those_decoded_alone():
+    """Every kind, alpha, ratio and window, sizes of their own, more than fit into one call; damage stays where it is."""
+    rng = np.random.default_rng(19)
+    encoded, windows = [], []
+    for number in range(120):
+        height, width = rng.integers(1, 90, 2).tolist()
+        picture = Image.fromarray(smooth(rng, height, width))
+        kind = ("JPEG", "PNG", "GIF", "BMP", "WEBP")[number % 5 if number % 2 else number % 4 // 2]
+        if kind == "JPEG":
+            picture = picture.convert(("RGB", "L", "CMYK")[int(rng.integers(3))])
+        elif kind == "PNG" and rng.integers(2):
+            picture.putalpha(int(rng.integers(256)))
+        data = saved(picture, kind)
+        if not rng.integers(6):
+            data = data[: len(data) * 2 // 3]
+        ratio = int(rng.choice([1, 2, 4, 8])) if kind == "JPEG" else 1
+        rows, columns = -(-height // ratio), -(-width // ratio)
+        top, left = int(rng.integers(rows)), int(rng.integers(columns))
+        box = (top, left, int(rng.integers(1, rows - top + 1)), int(rng.integers(1, columns - left + 1)))
+        encoded.append(data)
+        windows.append(Window(header(data), box if rng.integers(4) else None, ratio))
+    failed = 0
+    for one, window, together in zip(encoded, windows, decode_windows(encoded, windows), strict=True):
+        try:
+            alone = decode_window(one, window)
+        except PictureError as error:
+            failed += 1
+            assert isinstance(together, PictureError) and together.cause == error.cause
+        else:
+            assert together.dtype == np.uint8 and np.array_equal(together, alone)
+    assert 5 < failed < 60
+    assert decode_windows([], []) == []
+
+
+def test_rows_cut_together_are_those_cut_alone():
+    rng = np.random.default_rng(8)
+    augmentation = ImageAugmentation(24, scale=(0.4, 1.2), aspect=(0.8, 1.25), fit="pad", flip=True)
+    choices = augmentation.choices(KEY, np.arange(40))
+    encoded = [(jpeg, png)[row % 2](smooth(rng, 30 + row, 100 - row)) for row in range(40)]
+    encoded[5], encoded[7] = encoded[5][:-40], b"no picture"
+    rows = [row for row in range(40) if row != 3]
+    out = np.zeros((40, 24, 24, 3), np.uint8)
+    errors = augmentation.cut_together([encoded[row] for row in rows], choices, rows, 1 << 20, out)
+    assert [(row, str(error).split(":")[0]) for row, error in zip(rows, errors) if error is not None] == [
+        (5, "undecodable PNG"),
+        (7, "unknown format"),
+    ]
+    for row, error in zip(rows, errors, strict=True):
+        if error is None:
+            assert np.array_equal(out[row], augmentation.cut(encoded[row], choices, row))
+    assert not out[3].any()
 
 
 COLOURS = ImageAugmentation(
