@@ -5,9 +5,9 @@
 
 A part stands between `<!-- generated: KIND [RUN ...] -->` and `<!-- end -->`; kinds: zero_shot, retrieval, training,
 stages, generalization (one run each), ablations, robustness (several), chaos (the folder of tools/chaos.py), estimator_bias
-(no run), and study_verdicts, study_batches and others (the folder of tools/run_study.py). Prose around them stays. Charts
-go into a folder named like the document. The same runs give the same bytes. Relative paths of runs count from where it is
-started.
+(no run), and study_verdicts, study_batches and others (the folder of tools/run_study.py; where that holds no run, the record
+of its runs beside the document). Prose around them stays. Charts go into a folder named like the document. The same runs
+give the same bytes. Relative paths of runs count from where it is started.
 
 Exit codes: 0 done; 1 some part could not be made and stays as it was (said in a line each), or with --check some part is
 not what the runs say; 2 a document or a marker is wrong.
@@ -37,7 +37,8 @@ def update(paths: list[str], check: bool = False) -> int:
             with open(path, encoding="utf-8") as file:
                 text = file.read()
             with tempfile.TemporaryDirectory() as scratch:
-                charts = blocks.Charts(os.path.join(scratch, os.path.basename(path)) if check else path)
+                trial = os.path.join(scratch, os.path.basename(path)) if check else path
+                charts = blocks.Charts(trial, original=path)
                 make = {kind: functools.partial(maker, charts=charts) for kind, maker in blocks.KINDS.items()}
                 made, missing = document.regenerate(text, path, make)
             if made != text and not check:

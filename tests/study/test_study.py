@@ -213,6 +213,12 @@ def test_the_report_follows_the_runs(part, rng, tmp_path, monkeypatch):
     runs = json.loads((tmp_path / "study" / "runs.json").read_text())
     assert runs.keys() == {name for name in found if part == "all" or name.startswith(part)}
     assert ("not run yet" in text.lower()) == (part != "all")
+    # The record alone gives the same document: readers need not run for hours.
+    (tmp_path / "study").rename(tmp_path / "elsewhere")
+    (tmp_path / "study").mkdir()
+    (tmp_path / "elsewhere" / "runs.json").rename(tmp_path / "study" / "runs.json")
+    assert make_report.update([str(document)], check=True) == 0
+    assert make_report.update([str(document)]) == 0 and document.read_text() == text
     if part == "all":
         mean = np.mean(
             [
@@ -228,6 +234,20 @@ def test_the_report_follows_the_runs(part, rng, tmp_path, monkeypatch):
         )
         assert f"| {100 * mean:.1f} ±" in row
         assert (tmp_path / "study" / "accuracy_by_batch.png").stat().st_size > 5000
+
+
+def test_the_record_keeps_what_the_claims_read(rng, tmp_path):
+    found = whole_study(rng)
+    stage = found["longer/batch64_seed1"]["stages"]["contrastive"]
+    stage["losses"] = {str(step): float(rng.normal()) for step in range(10, 12290, 10)}
+    store.write_record(str(tmp_path / "runs.json"), found)
+    kept = store.read_record(str(tmp_path / "runs.json"))
+    losses = kept["longer/batch64_seed1"]["stages"]["contrastive"]["losses"]
+    assert 90 <= len(losses) <= 100 and losses.items() <= stage["losses"].items()
+    stage["losses"] = losses
+    assert kept == found
+    assert claims.verdicts(claims.Study(kept)) == claims.verdicts(claims.Study(found))
+    assert store.read_record(str(tmp_path / "none.json")) == {}
 
 
 def test_the_binary_lists_the_runs(tmp_path):

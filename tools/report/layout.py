@@ -11,15 +11,23 @@ from tools.report.runs import Run
 
 @dataclasses.dataclass(frozen=True)
 class Charts:
-    """Where the pictures of a document go: `docs/results/demo/` for `docs/results/demo.md`."""
+    """Where the pictures of a document go: `docs/results/demo/` for `docs/results/demo.md`.
+
+    original: the document itself, where `document` is only a trial of it.
+    """
 
     document: str
+    original: str | None = None
 
     def path(self, name: str) -> tuple[str, str]:
         """(where to write, how the document links to it)."""
         folder = self.document.removesuffix(".md")
         tf.io.gfile.makedirs(folder)
         return os.path.join(folder, name), f"{os.path.basename(folder)}/{name}"
+
+    def present(self, name: str) -> str:
+        """Where a file of that name is if the document already has one."""
+        return os.path.join((self.original or self.document).removesuffix(".md"), name)
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

@@ -1,6 +1,5 @@
-"""The generated parts of docs/results/study.md, from the study.json of the finished runs."""
+"""The generated parts of docs/results/study.md, from the study.json of the finished runs, or from their record beside it."""
 
-import json
 import os
 from collections.abc import Sequence
 
@@ -8,10 +7,10 @@ from basic_tf.evaluation import pictures
 from basic_tf.monitoring.progress import duration
 from tools.report.layout import Charts, table
 from tools.report.runs import MissingError
-from tools.study import claims, plan, statistics
-from tools.study.store import finished
+from tools.study import claims, plan, statistics, store
 
 _DASH = "–"
+_RECORD = "runs.json"
 _SETTINGS = {
     "samples": f"equal samples ({plan.EXAMPLES:,} pairs)",
     "steps": f"equal steps ({plan.STEPS:,})",
@@ -20,18 +19,19 @@ _SETTINGS = {
 _LOSSES = "false_negatives_per_pair"
 
 
-def _study(runs: Sequence[str]) -> claims.Study:
+def _study(runs: Sequence[str], charts: Charts) -> claims.Study:
+    """The finished runs of the folder; without any, those of the record beside the document."""
     if len(runs) != 1:
         raise ValueError(f"a part of the study takes its folder, received {' '.join(runs) or 'none'}")
-    found = finished(runs[0])
+    record = charts.present(_RECORD)
+    found = store.finished(runs[0]) or store.read_record(record)
     if not found:
-        raise MissingError(f"{runs[0]} holds no finished run; make study")
+        raise MissingError(f"{runs[0]} holds no finished run, and there is no {record}; make study")
     return claims.Study(found)
 
 
 def study_verdicts(runs: Sequence[str], charts: Charts) -> str:
     """Every statement with its figure and its verdict."""
-    del charts
     rows = [
         [
             f"{part.claim}: {claims.TITLES[part.claim]}" if first else "",
@@ -41,7 +41,7 @@ def study_verdicts(runs: Sequence[str], charts: Charts) -> str:
             else f"{part.figure.text(part.scale, part.digits, sign=True)} {part.unit}".strip(),
             part.verdict if part.verdict == statistics.NOT_RUN else f"**{part.verdict}**",
         ]
-        for parts in (claim(_study(runs)) for claim in claims.CLAIMS.values())
+        for parts in (claim(_study(runs, charts)) for claim in claims.CLAIMS.values())
         for first, part in ((row == 0, part) for row, part in enumerate(parts))
     ]
     lines = table(["claim", "what is tested", "figure ± 95 % interval", "verdict"], rows)
@@ -51,7 +51,7 @@ def study_verdicts(runs: Sequence[str], charts: Charts) -> str:
 
 def study_batches(runs: Sequence[str], charts: Charts) -> str:
     """Accuracy and gaps against the batch size in each setting, and the charts."""
-    study = _study(runs)
+    study = _study(runs, charts)
     lines, accuracy, gaps = [], {}, {}
     for setting, words in _SETTINGS.items():
         rows = []
@@ -105,8 +105,7 @@ def study_batches(runs: Sequence[str], charts: Charts) -> str:
 
 def study_rates(runs: Sequence[str], charts: Charts) -> str:
     """The learning-rate search."""
-    del charts
-    study, rows = _study(runs), []
+    study, rows = _study(runs, charts), []
     for batch, (tried, chosen) in study.rates.items():
         cells = []
         for rate in sorted(tried):
@@ -119,8 +118,7 @@ def study_rates(runs: Sequence[str], charts: Charts) -> str:
 
 def study_comparisons(runs: Sequence[str], charts: Charts) -> str:
     """Accuracies of everything that is not a batch size: microbatches, lengths, sizes, stages, data, all together."""
-    del charts
-    study = _study(runs)
+    study = _study(runs, charts)
     groups: dict[str, list[str]] = {}
     for name, one in study.found.items():
         if not name.startswith(("rate/", "samples/", "steps/", "distinct/")) and one.get("figures"):
@@ -147,7 +145,7 @@ def study_comparisons(runs: Sequence[str], charts: Charts) -> str:
 
 def study_shift(runs: Sequence[str], charts: Charts) -> str:
     """Claim g's picture: one point a run."""
-    found = claims.shifts(_study(runs))
+    found = claims.shifts(_study(runs, charts))
     inside = [(name, a, b) for name, a, b in found if 0 < a < 1 and 0 < b < 1]
     if not inside:
         return "Not run yet."
@@ -166,30 +164,19 @@ def study_shift(runs: Sequence[str], charts: Charts) -> str:
 
 def study_runs(runs: Sequence[str], charts: Charts) -> str:
     """How many runs there are and how long they took; every run's gin file, bindings and figures go beside the document."""
-    study = _study(runs)
-    path, link = charts.path("runs.json")
-    kept = ("gin_file", "bindings", "seed", "revision", "figures", "claims", "features")
-    content = {
-        name: {key: one[key] for key in kept if key in one}
-        | {
-            "stages": {
-                s: {k: of[k] for k in ("steps", "training_seconds")}
-                for s, of in one.get("stages", {}).items()
-            }
-        }
-        for name, one in sorted(study.found.items())
-    }
-    with open(path, "w", encoding="utf-8") as file:
-        json.dump(content, file, indent=1)
-        file.write("\n")
+    study = _study(runs, charts)
+    path, link = charts.path(_RECORD)
+    store.write_record(path, study.found)
     seconds = sum(
-        stage["training_seconds"] or 0 for one in content.values() for stage in one["stages"].values()
+        stage["training_seconds"] or 0
+        for one in study.found.values()
+        for stage in one.get("stages", {}).values()
     )
     specs, waiting = plan.runs({name: one.get("figures", {}) for name, one in study.found.items()})
     open_runs = [spec.name for spec in specs if spec.name not in study.found]
     text = (
-        f"{len(study.found)} runs are finished, {duration(seconds)} of training in all; gin file, bindings, seed, revision "
-        f"and figures of each are in [{os.path.basename(path)}]({link})."
+        f"{len(study.found)} runs are finished, {duration(seconds)} of training in all; gin file, bindings, seed, revision, "
+        f"losses and evaluations of each are in [{os.path.basename(path)}]({link})."
     )
     if open_runs or waiting:
         names = sorted({name.partition("_seed")[0] for name in open_runs})

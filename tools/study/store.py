@@ -1,10 +1,11 @@
-"""What finished runs of the study say: the study.json in each run's folder."""
+"""What finished runs of the study say: the study.json in each run's folder, or the record of them all in one file."""
 
 import json
 import os
 from collections.abc import Mapping
 
 STUDY = "study.json"
+_RECORDED_LOSSES = 100
 
 
 def read(folder: str, name: str) -> dict | None:
@@ -29,3 +30,28 @@ def finished(folder: str) -> dict[str, dict]:
 def figures_of(found: Mapping[str, dict]) -> dict[str, dict]:
     """The figures of each run by its name."""
     return {name: one.get("figures", {}) for name, one in found.items()}
+
+
+def write_record(path: str, found: Mapping[str, dict]) -> None:
+    """All that is known of the runs, one line each. Of a stage's losses about a hundred, evenly spaced."""
+    lines = []
+    for name, one in sorted(found.items()):
+        stages = {
+            stage: of | {"losses": _thinned(of["losses"])} for stage, of in one.get("stages", {}).items()
+        }
+        lines.append(f"{json.dumps(name)}: {json.dumps(one | {'stages': stages} if stages else one)}")
+    with open(path, "w", encoding="utf-8") as file:
+        file.write("{\n" + ",\n".join(lines) + "\n}\n")
+
+
+def read_record(path: str) -> dict[str, dict]:
+    """What `write_record` wrote; empty if there is none."""
+    if not os.path.exists(path):
+        return {}
+    with open(path, encoding="utf-8") as file:
+        return json.load(file)
+
+
+def _thinned(losses: Mapping[str, float]) -> dict[str, float]:
+    every = -(-len(losses) // _RECORDED_LOSSES)
+    return dict(list(losses.items())[:: max(1, every)])
