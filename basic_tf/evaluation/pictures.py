@@ -291,3 +291,40 @@ def error_lines(
     figure.suptitle(title, fontsize=12)
     axis.legend(fontsize=9, frameon=False)
     save(figure, path)
+
+
+def seed_dots(path: str, groups: Mapping[str, Mapping[str, Sequence[float]]], title: str, label: str) -> None:
+    """Writes a PNG: a row for each entry of each group, a dot for each of its values and a line at their mean.
+
+    groups: by heading, by name of the row, the values. label: what the values are.
+    """
+    count = sum(len(rows) for rows in groups.values())
+    figure = _figure(7.6, 0.25 * (count + len(groups)) + 1.3, layout="constrained")
+    axis = figure.subplots()
+    at, ticks = 0.0, []
+    for number, (heading, rows) in enumerate(groups.items()):
+        axis.text(
+            0.0,
+            at,
+            f" {heading}",
+            transform=axis.get_yaxis_transform(),
+            fontsize=9,
+            weight="bold",
+            va="center",
+        )
+        for name, values in rows.items():
+            at -= 1
+            colour = SERIES[number % len(SERIES)]
+            mean = sum(values) / len(values)
+            axis.plot([mean, mean], [at - 0.35, at + 0.35], color=colour, linewidth=2)
+            axis.plot(values, [at] * len(values), "o", color=colour, markersize=4.5, alpha=0.65)
+            ticks.append((at, name))
+        at -= 1
+    axis.set_yticks([y for y, _ in ticks], [name for _, name in ticks], fontsize=9)
+    axis.set_ylim(at + 0.4, 0.6)
+    axis.set_xlabel(label)
+    axis.grid(axis="x", color="#e1e4e8", zorder=0)
+    axis.set_axisbelow(True)
+    axis.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(title, fontsize=12)
+    save(figure, path)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from basic_tf.evaluation import pictures
 from basic_tf.monitoring.progress import duration
+from tools.report.comparisons import comparisons
 from tools.report.layout import Charts, table
 from tools.report.runs import MissingError
 from tools.study import claims, plan, statistics, store
@@ -118,29 +119,7 @@ def study_rates(runs: Sequence[str], charts: Charts) -> str:
 
 def study_comparisons(runs: Sequence[str], charts: Charts) -> str:
     """Accuracies of everything that is not a batch size: microbatches, lengths, sizes, stages, data, all together."""
-    study = _study(runs, charts)
-    groups: dict[str, list[str]] = {}
-    for name, one in study.found.items():
-        if not name.startswith(("rate/", "samples/", "steps/", "distinct/")) and one.get("figures"):
-            groups.setdefault(name.rpartition("_seed")[0] or name, []).append(name)
-    rows = []
-    for group, names in sorted(groups.items()):
-        cells = []
-        for key in (claims.SHIFT, claims.INSIDE, "zero_shot/held_out_concepts/top5"):
-            values = [value for name in names if (value := study.value(name, key)) is not None]
-            cells.append(statistics.mean(values).text(100, 1) if values else _DASH)
-        if cells[0] != _DASH:
-            rows.append([group, f"{len(names)}", *cells])
-    if not rows:
-        return "Not run yet."
-    head = [
-        "runs",
-        "seeds",
-        "held-out styles, top-1 %",
-        "in distribution, top-1 %",
-        "held-out concepts, top-5 %",
-    ]
-    return "\n".join(table(head, rows))
+    return comparisons(_study(runs, charts), charts)
 
 
 def study_shift(runs: Sequence[str], charts: Charts) -> str:
