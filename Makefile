@@ -8,6 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.complete
 EMOJI := $(DATA)/emoji
+ICONS := $(DATA)/icons
 
 export PYTHONPATH := $(CURDIR)
 # TensorFlow's greetings; its errors stay.
@@ -47,6 +48,9 @@ $(EMOJI)/train.json: | $(READY)
 $(EMOJI)/tokenizer.model: $(EMOJI)/train.json | $(READY)
 	$(BIN)/python tools/train_tokenizer.py --input=$(EMOJI)/train.json --output=$@ --vocabulary_size=4000 --allow_smaller
 
+$(ICONS)/train.json: $(EMOJI)/train.json | $(READY)
+	$(BIN)/python tools/prepare_icons.py --output_dir=$(ICONS) --against='$(EMOJI)/test_*.json'
+
 # Training passes over finished stages by itself. What follows is made again when a stage has finished since.
 newer = $(shell test -e $(1) && test -z "$$(find $(RUN) -name finished.json -newer $(1) 2>/dev/null)" && echo yes)
 
@@ -71,7 +75,7 @@ basic-l-step: $(READY) $(EMOJI)/train.json $(EMOJI)/tokenizer.model ## one optim
 	$(BIN)/python tools/bench_basic_l_step.py --data_dir=$(EMOJI) --microbatch=4 --output=runs/basic_l_step.json
 
 # Exit code 4: the piece is over, and there is more to do.
-study: $(READY) $(EMOJI)/train.json $(EMOJI)/tokenizer.model ## BASIC's claims put to the test (hours; stop and go on at will)
+study: $(READY) $(EMOJI)/train.json $(EMOJI)/tokenizer.model $(ICONS)/train.json ## BASIC's claims put to the test (hours; stop and go on at will)
 	@code=4; while [ $$code = 4 ]; do code=0; $(BIN)/python tools/run_study.py || code=$$?; done; exit $$code
 
 report: $(READY) ## the tables and charts of docs/results/*.md, from the runs

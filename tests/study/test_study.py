@@ -234,6 +234,10 @@ def test_the_report_follows_the_runs(part, rng, tmp_path, monkeypatch):
         )
         assert f"| {100 * mean:.1f} ±" in row
         assert (tmp_path / "study" / "accuracy_by_batch.png").stat().st_size > 5000
+        mean = np.mean([found[f"combined/all_seed{seed}"]["figures"][claims.SHIFT] for seed in plan.SEEDS])
+        row = next(line for line in text.splitlines() if line.startswith("| 0: all three |"))
+        assert row.startswith(f"| 0: all three | 3 | {100 * mean:.1f} ±")
+        assert (tmp_path / "study" / "comparisons.png").stat().st_size > 5000
 
 
 def test_the_record_keeps_what_the_claims_read(rng, tmp_path):
