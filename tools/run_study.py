@@ -5,9 +5,9 @@
 
 Runs what tools/study/plan.py lists, in its order: finished runs are passed over, an interrupted one goes on. Its models are
 small, so several runs at a time, on their own cores, get further than one on all of them; processes started by hand beside
-it share the work too. Exit codes: 0 all is finished (what could not be run is said in a line each); 4 the piece's time is
-up; 75 SIGTERM or SIGINT came, what is running was saved: after both the same command goes on; 1 a run failed or cannot
-work, said in a line.
+it share the work too. `--adopt` takes runs over from the committed record, and ends. Exit codes: 0 all is finished (what
+could not be run is said in a line each); 4 the piece's time is up; 75 SIGTERM or SIGINT came, what is running was saved:
+after both the same command goes on; 1 a run failed or cannot work, said in a line.
 """
 
 import os
@@ -31,6 +31,11 @@ _PROCESSES = flags.DEFINE_integer(
 )
 _THREADS = flags.DEFINE_integer(
     "threads", None, "CPU threads of each run (default: the cores of this process, shared out)."
+)
+_ADOPT = flags.DEFINE_string(
+    "adopt",
+    None,
+    "A record of runs, docs/results/study/runs.json: they count as finished here, with --only those of that name.",
 )
 _LIST = flags.DEFINE_bool("list", False, "Only say which runs there are, and which are finished.")
 
@@ -69,6 +74,14 @@ def main(argv: list[str]) -> int:
     logging.set_verbosity(logging.WARNING)
     from tools.study import plan, store
 
+    if _ADOPT.value:
+        try:
+            names = store.adopt(_FOLDER.value, _ADOPT.value, _ONLY.value or "")
+        except (ValueError, OSError) as error:
+            print(f"run_study: {error}", file=sys.stderr)
+            return 1
+        print(f"study: {len(names)} runs of {_ADOPT.value} count as finished in {_FOLDER.value}")
+        return 0
     if _LIST.value:
         found = store.finished(_FOLDER.value)
         specs, waiting = plan.runs(store.figures_of(found), _FOLDER.value)

@@ -252,6 +252,16 @@ def test_the_record_keeps_what_the_claims_read(rng, tmp_path):
     assert kept == found
     assert claims.verdicts(claims.Study(kept)) == claims.verdicts(claims.Study(found))
     assert store.read_record(str(tmp_path / "none.json")) == {}
+    # Another folder adopts what it has not finished itself.
+    folder = str(tmp_path / "study")
+    store.write(folder, "combined/all_seed0", {"figures": {claims.SHIFT: 0.9}})
+    assert len(store.adopt(folder, str(tmp_path / "runs.json"), "combined/")) == 14
+    assert len(store.adopt(folder, str(tmp_path / "runs.json"))) == len(found) - 15
+    adopted = store.finished(folder)
+    assert adopted.pop("combined/all_seed0")["figures"] == {claims.SHIFT: 0.9}
+    assert adopted == {name: one for name, one in found.items() if name != "combined/all_seed0"}
+    with pytest.raises(ValueError, match="there is no record of runs in"):
+        store.adopt(folder, str(tmp_path / "none.json"))
 
 
 def test_the_binary_lists_the_runs(tmp_path):

@@ -16,7 +16,7 @@ from basic_tf.monitoring.progress import duration
 from basic_tf.training import loop, preemption, stage_run
 from tools import prepare_features
 from tools.study import gaps, plan
-from tools.study.store import STUDY, figures_of, finished, read
+from tools.study.store import figures_of, finished, read, write
 
 _TIME_IS_UP = "the piece's time is up"
 _LOOK_AGAIN_SECONDS = 1.0  # while other processes have all the runs that could be made now
@@ -126,11 +126,7 @@ def _missing(spec: plan.RunSpec, folder: str, found: Mapping[str, dict]) -> str 
 
 
 def _write(folder: str, spec: plan.RunSpec, content: dict) -> None:
-    path = os.path.join(folder, spec.name, STUDY)
-    with open(path + ".new", "w", encoding="utf-8") as file:
-        json.dump({"name": spec.name, "claims": list(spec.claims), **content}, file, indent=1)
-        file.write("\n")
-    os.replace(path + ".new", path)
+    write(folder, spec.name, {"claims": list(spec.claims), **content})
 
 
 def _make_features(spec: plan.RunSpec, folder: str) -> None:

@@ -52,6 +52,32 @@ def read_record(path: str) -> dict[str, dict]:
         return json.load(file)
 
 
+def adopt(folder: str, path: str, only: str = "") -> list[str]:
+    """Runs of a record (their names begin with `only`) become finished runs of the folder, where it has not finished them
+    itself; the names of those. ValueError if there is no record.
+
+    Runs of text towers belong to the image tower that they were trained on, and another machine's tower is another one in
+    its last digits: adopt those only where none of them is still to be made.
+    """
+    record = read_record(path)
+    if not record:
+        raise ValueError(f"there is no record of runs in {path}; make_report writes one beside its document")
+    names = [name for name in record if name.startswith(only) and read(folder, name) is None]
+    for name in names:
+        write(folder, name, record[name])
+    return names
+
+
+def write(folder: str, name: str, content: Mapping) -> None:
+    """Makes a run a finished one. content: what `read` gives, but for the name."""
+    os.makedirs(os.path.join(folder, name), exist_ok=True)
+    path = os.path.join(folder, name, STUDY)
+    with open(path + ".new", "w", encoding="utf-8") as file:
+        json.dump({"name": name, **content}, file, indent=1)
+        file.write("\n")
+    os.replace(path + ".new", path)
+
+
 def _thinned(losses: Mapping[str, float]) -> dict[str, float]:
     every = -(-len(losses) // _RECORDED_LOSSES)
     return dict(list(losses.items())[:: max(1, every)])
