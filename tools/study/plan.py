@@ -153,10 +153,6 @@ def runs(found: Mapping[str, Mapping], folder: str = "runs/study") -> tuple[list
         for batch in (64, 256, 1024):
             distinct = ("FeatureBatches.order = @DistinctLabels",)
             add(f"distinct/batch{batch}", "a", batch, seed, extra=distinct)
-    specs += [
-        _stages(name, seed) for seed in SEEDS for name in ("staged", "from_scratch")
-    ]  # f, and d's middle size
-    specs += [_size(size, seed) for seed in SEEDS for size in ("small", "large")]
     for seed in SEEDS:  # e: less data
         for share in SHARES:
             add(f"data/share{share:g}", "e", 256, seed, extra=(f"train/Subset.stop = {share:g}",))
@@ -169,6 +165,9 @@ def runs(found: Mapping[str, Mapping], folder: str = "runs/study") -> tuple[list
         for name, data, model, batch in COMBINATIONS:
             add(f"combined/{name}", "0", batch, seed, examples=_EXAMPLES_OF[model],
                 extra=(f"train/Subset.stop = {data:g}", *_MODELS[model]), seconds=60)  # fmt: skip
+    # Whole recipes, last: they take the longest. f, and d's middle size; then d's others.
+    specs += [_stages(name, seed) for seed in SEEDS for name in ("staged", "from_scratch")]
+    specs += [_size(size, seed) for size in ("small", "large") for seed in SEEDS]
     return specs, waiting
 
 
