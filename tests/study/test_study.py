@@ -264,6 +264,12 @@ def test_the_record_keeps_what_the_claims_read(rng, tmp_path):
         store.adopt(folder, str(tmp_path / "none.json"))
 
 
+def test_the_page_is_what_its_record_says(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)  # without runs of one's own
+    code = make_report.update([str(ROOT / "docs/results/study.md")], check=True)
+    assert code == 0, capsys.readouterr()
+
+
 def test_the_binary_lists_the_runs(tmp_path):
     done = subprocess.run(
         [sys.executable, "tools/run_study.py", f"--folder={tmp_path}", "--list"],
