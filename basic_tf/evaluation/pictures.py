@@ -11,6 +11,7 @@ import tensorflow as tf
 PLAIN = {"parse_math": False}  # a class name may hold dollar signs
 RIGHT, WRONG, MUTED = "#1a7f37", "#c4314b", "#6a737d"
 SERIES = ("#2f6fb3", "#e08a1e", "#5a9e6f", "#a05195", "#6a737d", "#c4314b")
+_MARKERS = ("o", "^", "s", "D")  # where there are more series than colours
 
 
 def shortened(text: str, length: int) -> str:
@@ -213,6 +214,7 @@ def shift_scatter(
     title: str,
     labels: tuple[str, str],
     line: tuple[float, float] | None = None,
+    joined: bool = True,
 ) -> None:
     """Writes a PNG: accuracy under shift against in-distribution accuracy on logit axes, one marker a checkpoint.
 
@@ -235,8 +237,10 @@ def shift_scatter(
     for number, (name, pairs) in enumerate(series.items()):
         points = logit(np.array(pairs))
         colour = SERIES[number % len(SERIES)]
-        axis.plot(points[:, 0], points[:, 1], color=colour, linewidth=0.8, alpha=0.6)
-        axis.scatter(points[:, 0], points[:, 1], s=22, color=colour, label=name, zorder=3)
+        marker = _MARKERS[number // len(SERIES) % len(_MARKERS)]
+        if joined:
+            axis.plot(points[:, 0], points[:, 1], color=colour, linewidth=0.8, alpha=0.6)
+        axis.scatter(points[:, 0], points[:, 1], s=22, color=colour, marker=marker, label=name, zorder=3)
     ticks = np.array([0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.99])
     ticks = ticks[(logit(ticks) >= low) & (logit(ticks) <= high)]
     for own in (axis.xaxis, axis.yaxis):

@@ -137,6 +137,7 @@ def study_shift(runs: Sequence[str], charts: Charts) -> str:
         {name: sorted(points) for name, points in groups.items()},
         "Accuracy under style shift, all runs of the study",
         ("top-1 in distribution", "mean top-1 of the held-out styles"),
+        joined=False,
     )
     return f"![Accuracy under shift against accuracy in distribution]({link})"
 
