@@ -29,6 +29,7 @@ from basic_tf.data.usable_records import (
     Texts,
     in_tasks,
     parsed,
+    readable,
     texts_of,
 )
 from basic_tf.randomness import step_key_numpy
@@ -99,7 +100,7 @@ class Batches:
             )
         self.source, self.augmentation, self.policy = source, augmentation, policy
         self.batch_size, self.seed = int(batch_size), int(seed)
-        self.threads = threads or cores() + 1  # one more: each waits a tenth of its time for Python's lock
+        self.threads = threads or cores() + 1  # one more: each waits now and then for Python's lock
         self._damage = Damage()
         self._parse = parse
         self._max_replacements = max_replacements
@@ -264,18 +265,15 @@ class Batches:
         self, rows: range, indices: list[int], payloads, choices, images: np.ndarray
     ) -> dict[int, tuple[int, Texts]]:
         """Fills the rows whose records can be used: (record, its texts) of each of them."""
-        good, encoded = {}, []
-        for row in rows:
-            try:
-                record = parsed(self._parse, payloads[row])
-                texts = texts_of(record, indices[row], self.source)
-                self._check(texts)
-            except ValueError:
-                continue
-            good[row] = indices[row], texts
-            encoded.append(record.image)
-        errors = self.augmentation.cut_together(encoded, choices, list(good), self._max_pixels, images)
-        return {row: found for (row, found), error in zip(good.items(), errors, strict=True) if error is None}
+        good, texts, encoded = readable(
+            rows, indices, payloads, self.source, self._parse, self._check, self._damage
+        )
+        errors = self.augmentation.cut_together(encoded, choices, good, self._max_pixels, images)
+        return {
+            row: (indices[row], own)
+            for row, own, error in zip(good, texts, errors, strict=True)
+            if error is None
+        }
 
     def _cut(
         self, index: int, payload: bytes | None, choices, row: int, out: np.ndarray

@@ -12,7 +12,7 @@ from basic_tf.data.images import ImageAugmentation
 from basic_tf.data.labels import check_labels, multi_hot
 from basic_tf.data.python_calls import cores, mapped
 from basic_tf.data.tokenizer import Tokenizer
-from basic_tf.data.usable_records import Damage, Texts, in_tasks, parsed, texts_of
+from basic_tf.data.usable_records import Damage, Texts, in_tasks, readable
 from basic_tf.randomness import step_key_numpy
 
 
@@ -75,25 +75,20 @@ class EvaluationBatches:
         choices = self.augmentation.choices(step_key_numpy(0, 0), examples, central=True)
 
         images = np.full((count, size, size, 3), 255, np.uint8)
-        payloads = self.source.read(indices)
+        numbers, payloads = indices.tolist(), self.source.read(indices)
 
         def load(rows: range) -> list[Texts | None]:
-            texts, encoded = {}, []
-            for row in rows:
-                try:
-                    record = parsed(self._parse, payloads[row])
-                    texts[row] = texts_of(record, int(indices[row]), self.source)
-                    encoded.append(record.image)
-                except ValueError as error:
-                    self._damage.note(int(indices[row]), error)
-            good = list(texts)
-            for row, error in zip(
-                good, self.augmentation.cut_together(encoded, choices, good, self._max_pixels, images)
-            ):
-                if error is not None:
-                    self._damage.note(int(indices[row]), error)
-                    del texts[row]
-            return [texts.get(row) for row in rows]
+            found = dict.fromkeys(rows)
+            good, texts, encoded = readable(
+                rows, numbers, payloads, self.source, self._parse, lambda own: None, self._damage
+            )
+            errors = self.augmentation.cut_together(encoded, choices, good, self._max_pixels, images)
+            for row, own, error in zip(good, texts, errors, strict=True):
+                if error is None:
+                    found[row] = own
+                else:
+                    self._damage.note(numbers[row], error)
+            return list(found.values())
 
         loaded = list(itertools.chain.from_iterable(self._pool.map(load, in_tasks(count, self._threads))))
         texts = [Texts((), np.zeros(0, np.int64)) if found is None else found for found in loaded]

@@ -27,8 +27,8 @@ from basic_tf.data.decoding import (
     PictureError,
     Window,
     checked_header,
+    decode_planned,
     decode_window,
-    decode_windows,
     resize,
 )
 from basic_tf.randomness import uniform_numpy
@@ -246,20 +246,18 @@ class ImageAugmentation:
         out: np.ndarray,
     ) -> list[PictureError | None]:
         """`cut` of several rows into out[row] of each, at less cost; what is wrong with each picture, or None."""
-        planned, errors = [], []
-        for picture, row in zip(encoded, rows, strict=True):
-            try:
-                planned.append(self._planned(picture, choices, row, max_pixels))
-                errors.append(None)
-            except PictureError as error:
-                errors.append(error)
-        good = [number for number, error in enumerate(errors) if error is None]
-        decoded = decode_windows([encoded[n] for n in good], [window for window, _ in planned])
-        for number, picture, (_, place) in zip(good, decoded, planned, strict=True):
-            if isinstance(picture, PictureError):
-                errors[number] = picture
-            else:
-                self._placed(picture, place, choices.flip[rows[number]], out[rows[number]])
+        places = {}
+
+        def planned(number: int) -> Window:
+            window, places[number] = self._planned(encoded[number], choices, rows[number], max_pixels)
+            return window
+
+        errors: list[PictureError | None] = []
+        for number, picture in enumerate(decode_planned(encoded, planned)):
+            failed = isinstance(picture, PictureError)
+            errors.append(picture if failed else None)
+            if not failed:
+                self._placed(picture, places[number], choices.flip[rows[number]], out[rows[number]])
         return errors
 
     def _planned(

@@ -4,12 +4,12 @@ import collections
 import concurrent.futures
 import functools
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from absl import logging
 
-from basic_tf.data.decoding import PictureError, Window, checked_header, decode_windows, framed
+from basic_tf.data.decoding import PictureError, decode_together, framed
 from basic_tf.data.mixture import MixedSource
 from basic_tf.data.python_calls import cores
 
@@ -65,6 +65,34 @@ def texts_of(record, number: int, source) -> Texts:
     return Texts(tuple(c for c in record.captions if c and not c.isspace()), labels)
 
 
+def readable(
+    rows: Sequence[int],
+    indices: Sequence[int],
+    payloads: Sequence[bytes | None],
+    source,
+    parse: Callable,
+    check: Callable[[Texts], None],
+    damage: Damage,
+) -> tuple[list[int], list[Texts], list[bytes]]:
+    """(rows, texts, encoded pictures) of the records that can be read and pass `check`; damage counts the others.
+
+    rows: of a batch whose row r is record indices[r] of the source, with payloads[r].
+    """
+    good, texts, encoded = [], [], []
+    for row in rows:
+        try:
+            record = parsed(parse, payloads[row])
+            own = texts_of(record, indices[row], source)
+            check(own)
+        except ValueError as error:
+            damage.note(indices[row], error)
+            continue
+        good.append(row)
+        texts.append(own)
+        encoded.append(record.image)
+    return good, texts, encoded
+
+
 class DecodedPictures:
     """All pictures of a source decoded in memory, uint8 [N, side, side, 3], with their captions and labels.
 
@@ -99,24 +127,13 @@ class DecodedPictures:
         self.texts: list[Texts | None] = [None] * source.count
 
         def load(indices: list[int], payloads: list[bytes | None], rows: range) -> None:
-            good, encoded, windows = [], [], []
-            for row in rows:
-                try:
-                    record = parsed(parse, payloads[row])
-                    texts = texts_of(record, indices[row], source)
-                    check(texts)
-                    windows.append(Window(checked_header(record.image, max_pixels)))
-                except ValueError as error:
-                    damage.note(indices[row], error)
-                    continue
-                encoded.append(record.image)
-                good.append((indices[row], texts))
-            for (index, texts), picture in zip(good, decode_windows(encoded, windows), strict=True):
+            good, texts, encoded = readable(rows, indices, payloads, source, parse, check, damage)
+            for row, own, picture in zip(good, texts, decode_together(encoded, max_pixels), strict=True):
                 if isinstance(picture, PictureError):
-                    damage.note(index, picture)
+                    damage.note(indices[row], picture)
                 else:
-                    self.pictures[index] = framed(picture, side, fit)
-                    self.texts[index] = texts
+                    self.pictures[indices[row]] = framed(picture, side, fit)
+                    self.texts[indices[row]] = own
 
         for start in range(0, source.count, READ_AT_ONCE):
             indices = list(range(start, min(start + READ_AT_ONCE, source.count)))

@@ -33,6 +33,7 @@ def _study(runs: Sequence[str], charts: Charts) -> claims.Study:
 
 def study_verdicts(runs: Sequence[str], charts: Charts) -> str:
     """Every statement with its figure and its verdict."""
+    study = _study(runs, charts)
     rows = [
         [
             f"{part.claim}: {claims.TITLES[part.claim]}" if first else "",
@@ -42,7 +43,7 @@ def study_verdicts(runs: Sequence[str], charts: Charts) -> str:
             else f"{part.figure.text(part.scale, part.digits, sign=True)} {part.unit}".strip(),
             part.verdict if part.verdict == statistics.NOT_RUN else f"**{part.verdict}**",
         ]
-        for parts in (claim(_study(runs, charts)) for claim in claims.CLAIMS.values())
+        for parts in (claim(study) for claim in claims.CLAIMS.values())
         for first, part in ((row == 0, part) for row, part in enumerate(parts))
     ]
     lines = table(["claim", "what is tested", "figure ± 95 % interval", "verdict"], rows)
