@@ -40,7 +40,6 @@ def _register(thing, name: str | None = None, **options) -> None:
 
 
 for _thing in (
-    adafactorw.AdaFactorW,
     captions.CaptionChoice,
     coatnet.CoAtNet,
     coatnet_table.CoAtNetTable,
@@ -51,7 +50,6 @@ for _thing in (
     rules.Rule,
     rules.RuleTable,
     schedules.Duration,
-    schedules.Schedule,
     stages.Recipe,
     stages.Stage,
     tasks.Classification,
@@ -61,12 +59,14 @@ for _thing in (
     tokenizer_module.Tokenizer,
     warm_start.WarmStart,
     weight_average.WeightAverage,
-    batches.ContrastiveBatches,
-    batches.LabelledBatches,
-    features.FeatureBatches,
     subset.Subset,
 ):
     _register(_thing)
+# What a stage gives itself cannot be bound: gin would let the binding lose without a word.
+_register(adafactorw.AdaFactorW, denylist=["learning_rate", "rules", "seed"])
+_register(schedules.Schedule, denylist=["total_steps"])
+for _thing in (batches.ContrastiveBatches, batches.LabelledBatches, features.FeatureBatches):
+    _register(_thing, denylist=["seed", "batch_size"])
 _register(coatnet_table.Stage, "TowerStage")
 _register(groups.distinct_labels, "DistinctLabels")
 _register(groups.distinct_where_labelled, "DistinctWhereLabelled")

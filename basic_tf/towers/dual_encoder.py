@@ -62,6 +62,12 @@ class DualEncoder(keras.Model):
             )
         return None
 
+    def add_seed(self, seed: int) -> None:
+        """Adds a run's seed to those of towers and projections, before their weights are made."""
+        self.image_tower.add_seed(seed)
+        self.text_tower.add_seed(seed)
+        self.seed += int(seed)
+
     def _parts(self) -> list[tuple[str, Tower | Block]]:
         parts = [("image_tower/", self.image_tower), ("text_tower/", self.text_tower)]
         parts += [("", block) for block in (self.image_projection, self.text_projection) if block is not None]

@@ -25,6 +25,12 @@ class Tower(keras.Model):
         self.head_blocks: list[Block] = []
         self.output_width = 0
 
+    def add_seed(self, seed: int) -> None:
+        """Adds a run's seed to the tower's own, before its weights are made. Raises RuntimeError afterwards."""
+        if self.built:
+            raise RuntimeError(f"the weights of {self.name} exist already; add the run's seed before they are made")
+        self.seed += int(seed)
+
     def specs(self) -> list[WeightSpec]:
         """Every weight, declared, in order; no weight is allocated."""
         return [spec for block in (*self.blocks, *self.head_blocks) for spec in block.specs()]

@@ -84,6 +84,8 @@ class StageRun:
         with runtime.scope():
             self.task = stage.task(self.batches.source.metadata)
             self.task.check_rows(rows)
+            # Not the stage's own seed: a weight that two stages make anew is the same in both.
+            self.task.model.add_seed(options.seed)
             parameters = self.task.parameters()
             trainable = {path: variable for path, variable in parameters.items() if variable.trainable}
             resolved = stage.rules.resolve(trainable)
@@ -101,7 +103,7 @@ class StageRun:
                 )
             runtime.place(parameters, self._layouts(trainable, resolved))
             self.schedule = stage.schedule(total_steps=max(self.total_steps, planned))
-            self.optimizer = stage.optimizer(self.schedule, rules=resolved)
+            self.optimizer = stage.optimizer(self.schedule, rules=resolved, seed=self.seed)
             self.optimizer.build(self.trained)
             if self.task.accumulate_in_slots:
                 self._check_accumulation()

@@ -31,7 +31,7 @@ class StepResult(NamedTuple):
 
 
 class Task(abc.ABC):
-    """A model with a loss. `model` offers `parameters()`, `statistic_variables` and `update_statistics`.
+    """A model with a loss. `model` offers `add_seed`, `parameters()`, `statistic_variables` and `update_statistics`.
 
     unit: what an example is, on the progress line. shown: the metrics that stand there.
     apply_by_block: whether the trainer calls `step_by_block` (contrastive tasks alone have it) instead of `step`.
@@ -87,6 +87,10 @@ class ImageClassifier:
 
     def __init__(self, image_tower):
         self.image_tower = image_tower
+
+    def add_seed(self, seed: int) -> None:
+        """Adds a run's seed to the tower's own, before its weights are made."""
+        self.image_tower.add_seed(seed)
 
     def parameters(self) -> dict[str, tf.Variable]:
         """Weights by path, prefixed with `image_tower/`."""
