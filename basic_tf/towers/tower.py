@@ -28,7 +28,9 @@ class Tower(keras.Model):
     def add_seed(self, seed: int) -> None:
         """Adds a run's seed to the tower's own, before its weights are made. Raises RuntimeError afterwards."""
         if self.built:
-            raise RuntimeError(f"the weights of {self.name} exist already; add the run's seed before they are made")
+            raise RuntimeError(
+                f"the weights of {self.name} exist already; add the run's seed before they are made"
+            )
         self.seed += int(seed)
 
     def specs(self) -> list[WeightSpec]:
