@@ -13,8 +13,16 @@ import tensorflow as tf
 
 from basic_tf.contrastive.gradients import ContrastiveGradients
 from basic_tf.contrastive.loops import one_after_the_other
-from basic_tf.contrastive.loss import LossAndGradients, OneReplica
-from basic_tf.contrastive.sides import TEMPERATURE, Side, Statistics, paths_of, projected, tensor_of
+from basic_tf.contrastive.loss import LossAndGradients, OneReplica, check_options
+from basic_tf.contrastive.sides import (
+    TEMPERATURE,
+    Side,
+    Statistics,
+    check_reached,
+    paths_of,
+    projected,
+    tensor_of,
+)
 from basic_tf.randomness import Noise
 
 # Logits that one device holds at a time: 16 MiB in float32, as in loss.py.
@@ -45,7 +53,10 @@ class Layouts(Protocol):
 
 
 def column_block(batch: int, replicas: int, tile: int | tuple[int, int]) -> int:
-    """Columns of the logits computed at once: a divisor of the batch, so that a device's block stays near 16 MiB."""
+    """Columns of the logits computed at once: a divisor of the batch, so that a device's block stays near 16 MiB.
+
+    tile: (rows, columns) bounds the columns instead; one number is of rows, which a mesh does not cut.
+    """
     wanted = max(_FEWEST_COLUMNS, _BLOCK_ELEMENTS // max(1, batch // replicas))
     if isinstance(tile, tuple):
         wanted = tile[1]
@@ -75,6 +86,7 @@ def loss_value_and_gradients(
     images, texts: [B, D] unit rows, cut over the batch axis. Each device needs memory for [B / devices, columns]
     logits and for the texts of all devices, [B, D]. The other arguments are those of `contrastive_loss`.
     """
+    check_options(tile, label_smoothing, max_inverse_temperature, precision)
     batch = images.shape[0]
     dtype = tf.float64 if tf.float64 in (images.dtype, texts.dtype) else tf.float32
     product = tf.bfloat16 if precision == "bfloat16" else dtype
@@ -190,7 +202,9 @@ def contrastive_gradients(
     batch = images.shape[0]
     local = batch // layouts.replicas
     size = local if microbatch is None else microbatch
-    if batch % layouts.replicas or local % size:
+    if examples is None:
+        raise ValueError("on a mesh `examples`, the index of every row in the global batch, must be given")
+    if batch % layouts.replicas or size < 1 or local % size:
         raise ValueError(
             f"{batch} pairs on a batch axis of {layouts.replicas} devices cannot be cut into microbatches of {size}: "
             f"the microbatch must divide {local}, the pairs of one device"
@@ -252,12 +266,15 @@ def contrastive_gradients(
     upstream = dict(zip(sides, (value.image_embeddings, value.text_embeddings)))
 
     # Pass 2.
+    reached = {paths.index(TEMPERATURE)} if TEMPERATURE in paths else set()
+
     def add(sums, side: Side, tape: tf.GradientTape, target, output_gradient):
         sums = list(sums)
         own = [sources[k] for k in side.trained]
         found = tape.gradient(target, own, output_gradients=tf.cast(output_gradient, target.dtype))
         for k, gradient in zip(side.trained, found):
             if gradient is not None:
+                reached.add(k)
                 gradient = tf.cast(tf.convert_to_tensor(gradient), sums[k].dtype)
                 sums[k] += layouts.like(gradient, variables[k])
         return sums
@@ -276,6 +293,7 @@ def contrastive_gradients(
         sums = add(sums, side, tape, rows, upstream[side])
     if count > 1 and any(side.twice for side in sides):
         sums = list(_for(count, second_pass, sums))
+    check_reached(reached, paths, variables)
     if TEMPERATURE in paths:
         k = paths.index(TEMPERATURE)
         sums[k] += tf.cast(value.log_inverse_temperature, sums[k].dtype)

@@ -19,7 +19,15 @@ from basic_tf.contrastive.loops import one_after_the_other
 from basic_tf.contrastive.loss import DEFAULT_TILE, Collectives, OneReplica
 from basic_tf.contrastive.loss import contrastive_loss_value_and_gradients as loss_value_and_gradients
 from basic_tf.contrastive.microbatches import Microbatches, count_rows, cut_rows
-from basic_tf.contrastive.sides import TEMPERATURE, Side, Statistics, paths_of, projected, tensor_of
+from basic_tf.contrastive.sides import (
+    TEMPERATURE,
+    Side,
+    Statistics,
+    check_reached,
+    paths_of,
+    projected,
+    tensor_of,
+)
 from basic_tf.randomness import Noise
 
 
@@ -97,7 +105,8 @@ def contrastive_gradients(
       training: handed to the towers.
       tile, label_smoothing, max_inverse_temperature, precision, collectives: see `contrastive_loss`. Where the
         collectives have a `global_view` (a DTensor mesh), the rows are those of the global batch, `microbatch` is
-        still the number of pairs that one device embeds at once, and `examples` must be given.
+        still the number of pairs that one device embeds at once, and `examples` must be given; of `tile` only
+        (rows, columns) counts there, and bounds the columns.
       reuse_last: keep the activations of the last microbatch through the loss, so that it runs once: 4N - 1
         instead of 4N units of work, for a graph about twice as large and those activations held beside the
         loss tiles.
@@ -106,8 +115,8 @@ def contrastive_gradients(
         summed in buffers. See `basic_tf.contrastive.accumulation`.
 
     Raises:
-      ValueError: where the rows do not match, or the microbatch does not divide them; where an accumulator
-        cannot have what it needs.
+      ValueError: where the rows do not match, or the microbatch does not divide them; for options that make no
+        sense; for variables that the loss does not depend on; where an accumulator cannot have what it needs.
     """
     if getattr(collectives, "global_view", False):
         from basic_tf.contrastive import global_view
@@ -138,6 +147,12 @@ def contrastive_gradients(
     if examples is None:
         first = collectives.replica_index() * pairs if first_example is None else first_example
         examples = tf.cast(first, tf.int32) + tf.range(pairs)
+    else:
+        examples = tf.convert_to_tensor(examples)
+        if isinstance(pairs, int) and examples.shape.rank is not None and examples.shape != [pairs]:
+            raise ValueError(
+                f"examples are {tuple(examples.shape)}; expected one index for each of the {pairs} pairs"
+            )
     sides = [Side(model, "image", images, paths, training), Side(model, "text", token_ids, paths, training)]
     statistics = Statistics(dtype)
 
@@ -157,11 +172,11 @@ def contrastive_gradients(
     hold = (one or reuse_last) and any(side.twice for side in sides)
     looped = cut.count - 1 if hold else cut.count
 
-    widths: list = []  # what an array of a loop does not know of its rows
+    widths = []  # what an array of a loop does not know of its rows
 
     def first_pass(i, *arrays):
         outcomes = [embed(side, i) for side in sides]
-        widths[:] = [rows.shape[-1] for rows, _ in outcomes]
+        widths[:] = [rows.shape[-1] for rows, _ in outcomes]  # the function is traced before its loop is left
         packed = statistics.pack([s for _, found in outcomes for s in found])
         return [
             array.write(i, rows) for array, rows in zip(arrays, [*(rows for rows, _ in outcomes), packed])
@@ -178,7 +193,7 @@ def contrastive_gradients(
         found_last = []
         for side, part in zip(sides, parts):
             with tf.GradientTape() as tape:
-                rows, found = embed(side, cut.count - 1)
+                rows, found = embed(side, tf.convert_to_tensor(cut.count - 1))
             part.append(rows)
             found_last += found
             if side.twice:
@@ -208,6 +223,7 @@ def contrastive_gradients(
     if accumulator is not None:
         _check(accumulator, cut, paths, variables, reuse_last and not one)
     looping = {k for side in sides if side.twice and not one for k in side.trained}
+    reached = {paths.index(TEMPERATURE)} if TEMPERATURE in paths else set()
     state = sink.start([cut.count if k in looping else 1 for k in range(len(variables))])
 
     def pull(side: Side, tape: tf.GradientTape, target, output_gradient) -> list:
@@ -215,6 +231,7 @@ def contrastive_gradients(
         return tape.gradient(target, own, output_gradients=tf.cast(output_gradient, target.dtype))
 
     def add(state, side: Side, found: list[list]):
+        reached.update(k for k, gradients in zip(side.trained, zip(*found)) if gradients[0] is not None)
         return sink.add(state, dict(zip(side.trained, zip(*found))))
 
     def piece(rows, number: int):
@@ -246,6 +263,7 @@ def contrastive_gradients(
         state = add(state, side, [pull(side, tape, rows, upstream[side])])
     if not (hold and one) and any(side.twice for side in sides):
         state = one_after_the_other(looped, second_pass, state)
+    check_reached(reached, paths, variables)
     if TEMPERATURE in paths:
         state = sink.add(list(state), {paths.index(TEMPERATURE): [value.log_inverse_temperature]})
     gradients = list(state)

@@ -69,8 +69,9 @@ class LossAndGradients(NamedTuple):
     loss: scalar, equal on all replicas. image_embeddings, text_embeddings: [L, D], d loss / d own rows.
     log_inverse_temperature: scalar, this replica's share: the sum over replicas is the gradient.
     metrics: scalars over the global batch, equal on all replicas: image_to_text_accuracy and
-    text_to_image_accuracy (is the own partner the nearest of the batch?) and positive_similarity (mean
-    cosine of the pairs).
+    text_to_image_accuracy (is no other of the batch nearer than the own partner? Equal captions tie, and count
+    for it; so all count where every embedding is the same, and the loss, log B, tells) and positive_similarity
+    (mean cosine of the pairs).
     """
 
     loss: tf.Tensor
@@ -192,7 +193,7 @@ class _Problem:
         return images, texts, tf.where(self.below_bound, log_scale, tf.zeros_like(log_scale))
 
 
-def _check(images, texts, tile, label_smoothing, max_inverse_temperature, precision):
+def _check(images, texts, *options):
     if images.shape.rank != 2 or texts.shape.rank != 2 or not images.shape.is_compatible_with(texts.shape):
         raise ValueError(
             f"contrastive_loss expects image and text embeddings of one shape [B, D]; received "
@@ -200,11 +201,16 @@ def _check(images, texts, tile, label_smoothing, max_inverse_temperature, precis
         )
     if images.shape[0] == 0:
         raise ValueError("contrastive_loss received an empty batch; it needs at least one pair.")
-    for size in tile if isinstance(tile, tuple) else (tile,):
-        if not isinstance(size, int) or size < 1:
-            raise ValueError(
-                f"tile must be a positive integer, or two of them (rows, columns); received {tile!r}."
-            )
+    check_options(*options)
+
+
+def check_options(tile, label_smoothing, max_inverse_temperature, precision="float32") -> None:
+    """Raises ValueError for options of `contrastive_loss` that make no sense, whatever the batch."""
+    sizes = tile if isinstance(tile, tuple) else (tile, 1)
+    if len(sizes) != 2 or not all(isinstance(size, int) and size >= 1 for size in sizes):
+        raise ValueError(
+            f"tile must be a positive integer, or two of them (rows, columns); received {tile!r}."
+        )
     if not 0.0 <= label_smoothing < 1.0:
         raise ValueError(f"label_smoothing must lie in [0, 1); received {label_smoothing}.")
     if max_inverse_temperature is not None and max_inverse_temperature <= 0:

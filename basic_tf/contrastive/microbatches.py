@@ -39,7 +39,10 @@ def count_rows(images: Rows, token_ids: Rows, batch: int | None):
             f"{sizes}."
         )
     if sizes:
-        return sizes.pop()
+        (size,) = sizes
+        if not size:
+            raise ValueError("images and token_ids hold no pair; a batch needs at least one")
+        return size
     if not rows:
         raise ValueError(
             "images and token_ids are both functions: pass `batch`, the number of pairs on this replica."

@@ -72,6 +72,16 @@ def tensor_of(variable):
     return variable if value is None or callable(value) else value
 
 
+def check_reached(reached: set[int], paths: list[str], variables: list) -> None:
+    """Raises ValueError for variables whose gradient is none: weight decay alone would move them, in silence."""
+    missing = [paths[k] or variables[k].name for k in range(len(variables)) if k not in reached]
+    if missing:
+        raise ValueError(
+            f"the contrastive loss does not depend on {', '.join(missing[:5])} ({len(missing)} in all); freeze it by a "
+            "rule, or leave it out of the variables to differentiate"
+        )
+
+
 def paths_of(parameters: dict, variables: list) -> list[str]:
     """The parameter path of each variable; '' for one that the model does not list."""
     paths = {id(tensor_of(variable)): path for path, variable in parameters.items()}

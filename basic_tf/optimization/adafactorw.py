@@ -140,7 +140,7 @@ class AdaFactorW:
                 raise ValueError(
                     f"the resolved rules lack {', '.join(missing[:5])} ({len(missing)} parameters in all)"
                 )
-            resolved = {path: self._rules[path] for path in parameters}
+            resolved = {path: rules_module.decided(self._rules[path], path) for path in parameters}
         self._paths = slots_module.identities(parameters)
         self._kept_alive = list(parameters.values())  # an identity is only unique while its object lives
         self._settings = {
@@ -232,8 +232,14 @@ class AdaFactorW:
                 raise ValueError(
                     "the optimizer has no slots yet; call build(parameters) before apply(mapping)"
                 )
+            named = {slots_module.path_of(variable): variable for variable in variables}
+            if len(named) < len(variables):
+                raise ValueError(
+                    f"{len(variables)} variables have {len(named)} names between them; call build(path -> variable), with "
+                    "paths of your own, before apply"
+                )
             with tf.init_scope():
-                self.build({slots_module.path_of(variable): variable for variable in variables})
+                self.build(named)
         by_path = self._gradients_by_path(gradients, variables)
         whole = len(by_path) == len(self._settings)
         if not whole and (step is None or self.global_clip_norm is not None):

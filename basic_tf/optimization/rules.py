@@ -66,6 +66,11 @@ def decays_by_default(path: str) -> bool:
     return bool(_DECAYED.fullmatch(path)) and not _NEVER_DECAYED.fullmatch(path)
 
 
+def decided(rule: Rule, path: str) -> Rule:
+    """The rule as it holds for one path: with `decay` filled in."""
+    return rule if rule.decay is not None else dataclasses.replace(rule, decay=decays_by_default(path))
+
+
 class RuleTable:
     """Rules in order; the first whose pattern matches a whole path holds for it."""
 
@@ -85,8 +90,7 @@ class RuleTable:
         for path in paths:
             for number, rule in enumerate(self.rules):
                 if re.fullmatch(rule.pattern, path):
-                    decay = decays_by_default(path) if rule.decay is None else rule.decay
-                    resolved[path] = dataclasses.replace(rule, decay=decay)
+                    resolved[path] = decided(rule, path)
                     used.add(number)
                     break
         problems = []

@@ -127,6 +127,10 @@ class Schedule:
             raise ValueError(f"timescale is {self.timescale}; it must be a positive number of steps")
         if self.peak < 0 or self.end_value < 0:
             raise ValueError(f"peak {self.peak} and end_value {self.end_value} must not be negative")
+        if self.end_value > self.peak:
+            raise ValueError(
+                f"end_value {self.end_value} is above the peak, {self.peak}: the rate would rise after its warm-up"
+            )
 
     @property
     def warmup(self) -> int:

@@ -6,13 +6,13 @@ block's gradient at a time while the backward pass still runs.
 The rule (BASIC's optimizer is described as AdaFactor and AdamW joined; its order is that of Adam). With g the
 gradient, t = step + 1:
 
-    m = b1 m + (1 - b1) g                        first moment of the raw gradient, stored bfloat16, used in
-    float32 R = b2 R + (1 - b2) mean_columns(g^2)        C = b2 C + (1 - b2) mean_rows(g^2)
-    v = R C^T / mean(R)                          AdaFactor's factored second moment (arXiv 1804.04235, section
-    3) u = [m / (1 - b1^t)] / (sqrt(v / (1 - b2^t)) + eps)
-    u = u / max(1, RMS(u) / clip)                AdaFactor's update clipping
-    W = W - lr (u + decay W)                     AdamW's decoupled decay; no multiplication by the weight's
-    own scale
+    m = b1 m + (1 - b1) g             first moment of the raw gradient; stored bfloat16, used in float32
+    R = b2 R + (1 - b2) mean_columns(g^2)
+    C = b2 C + (1 - b2) mean_rows(g^2)
+    v = R C^T / mean(R)               AdaFactor's factored second moment (arXiv 1804.04235, section 3)
+    u = [m / (1 - b1^t)] / (sqrt(v / (1 - b2^t)) + eps)
+    u = u / max(1, RMS(u) / clip)     AdaFactor's update clipping
+    W = W - lr (u + decay W)          AdamW's decoupled decay, not multiplied by the weight's own scale
 
 Big_vision's rule ("modified Adafactor" of Scaling ViT, arXiv 2106.04560; `optax.adafactor` with an absolute
 learning rate) has another order: normalise, clip, then average the *normalised* updates:

@@ -107,6 +107,11 @@ class StageRun:
             self.optimizer.build(self.trained)
             if self.task.accumulate_in_slots:
                 self._check_accumulation()
+            if self.task.apply_by_block and self.optimizer.global_clip_norm is not None:
+                raise ConfigurationError(
+                    f"stage {stage.name}: AdaFactorW.global_clip_norm is a norm over all gradients, and "
+                    "Contrastive.apply_by_block never holds them together; set one of them to None"
+                )
             self.average = None
             if stage.weight_average is not None:
                 self.average = stage.weight_average()
@@ -163,7 +168,7 @@ class StageRun:
             return
         own = {path: np.array(weights.logical_array(variable)) for path, variable in self.trained.items()}
         try:
-            for path, value in self.average.averaged(int(self.global_step)).items():
+            for path, value in self.average.averaged().items():
                 self.trained[path].assign(value)
             yield
         finally:

@@ -24,7 +24,7 @@ class Stage:
     `.scalars(step)` (what metrics say of the data; {} for a single source). train: for how long (a schedules.Duration).
     optimizer: called with the learning-rate schedule and the resolved rules. schedule: called with the total steps.
     rules: the total table by parameter path.
-    warm_start: None starts from scratch. weight_average: the decay of an exponential average of the weights, or None;
+    warm_start: None starts from scratch. weight_average: makes an optimization.weight_average.WeightAverage, or None;
     evaluation, export and the next stage then use the average. update_guard: makes an update_guard.UpdateGuard; None:
     a loss that is not finite stops the run at once.
     checkpoint_seconds / checkpoint_steps: save when either has passed. evaluate_steps: evaluate every so many steps

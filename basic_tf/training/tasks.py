@@ -14,6 +14,7 @@ import tensorflow as tf
 from basic_tf import randomness
 from basic_tf.contrastive.blockwise import contrastive_step_by_block
 from basic_tf.contrastive.gradients import contrastive_gradients
+from basic_tf.contrastive.loss import check_options
 from basic_tf.contrastive.microbatches import cut_rows
 from basic_tf.data.labels import class_count
 
@@ -221,7 +222,8 @@ class Contrastive(Task):
     optimizer's slots, on one device: no gradient buffer, for an approximate second moment (docs/slot_accumulation.md).
     None: buffers, exact. negatives: "batch", or "microbatch": the mean of a loss over each microbatch by itself, which is
     what accumulating gradients without Algorithm 1 gives; for comparison, on one device. cache_features: a frozen image
-    tower's features are computed once and kept in the stage's folder (training/frozen_features.py).
+    tower's features are computed once and kept in the stage's folder (training/frozen_features.py). tile,
+    label_smoothing, max_inverse_temperature: see `contrastive.gradients.contrastive_gradients`.
     """
 
     unit = "pairs"
@@ -234,7 +236,7 @@ class Contrastive(Task):
         microbatch: int | None = None,
         tile: int | tuple[int, int] = 2048,
         label_smoothing: float = 0.0,
-        max_inverse_temperature: float = 100.0,
+        max_inverse_temperature: float | None = 100.0,
         apply_by_block: bool = False,
         accumulate_in_slots: str | None = None,
         negatives: str = "batch",
@@ -257,9 +259,15 @@ class Contrastive(Task):
                 f"Contrastive.accumulate_in_slots is {accumulate_in_slots!r}, but {what}: there is nothing to accumulate; "
                 "set it to None"
             )
+        check_options(tile, label_smoothing, max_inverse_temperature)
         self.apply_by_block = apply_by_block
         self.accumulate_in_slots = accumulate_in_slots
         self.model = model()
+        if getattr(self.model.image_tower, "head_blocks", None):
+            raise ValueError(
+                "the image tower of a contrastive task has a classifier (CoAtNet.num_classes is bound), which the loss "
+                "does not depend on; leave num_classes to the classification task, which sets it"
+            )
         self._microbatch = microbatch
         self._separate = negatives == "microbatch"
         self._options = {
@@ -350,8 +358,11 @@ class Contrastive(Task):
 
     def constrain(self) -> None:
         """Clips the temperature (CLIP: 1 / tau <= 100): above the bound its gradient is zero, it would never come back."""
+        largest = self._options["max_inverse_temperature"]
+        if largest is None:
+            return
         variable = self.model.log_inverse_temperature
-        bound = tf.constant(math.log(self._options["max_inverse_temperature"]), variable.dtype)
+        bound = tf.constant(math.log(largest), variable.dtype)
         variable.assign(tf.minimum(tf.convert_to_tensor(variable), bound))
 
     def multiply_adds_per_example(self, trained: set[str]) -> float:

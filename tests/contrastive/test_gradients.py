@@ -111,11 +111,30 @@ def test_functions_of_the_microbatch_index_and_explicit_examples():
     def run():
         return contrastive_gradients(
             model, lambda i: images[i * 6 : i * 6 + 6], lambda i: token_ids[i * 6 : i * 6 + 6], 6,
-            noise_key=key, batch=PAIRS, examples=tf.range(PAIRS),
+            noise_key=key, batch=PAIRS, examples=np.arange(PAIRS, dtype=np.int32),
         )  # fmt: skip
 
     expected = full_batch_gradients(model, images, token_ids, key)[1]
     assert exactness(run().gradients, expected) <= DOUBLE
+
+
+def test_a_users_own_function_is_converted_without_complaint(capfd):
+    """AutoGraph must read it: a warning that asks to be reported would be all that a user sees."""
+    model = SmallModel()
+    images, token_ids, key = batch_and_key()
+    code = tf.function(lambda: microbatched_gradients(model, images, token_ids, 6, noise_key=key))
+    assert exactness(code()[1], full_batch_gradients(model, images, token_ids, key)[1]) <= DOUBLE
+    assert "AutoGraph" not in capfd.readouterr().err
+
+
+def test_a_variable_that_the_loss_does_not_depend_on_is_named():
+    model = SmallModel()
+    images, token_ids, _ = batch_and_key()
+    stranger = tf.Variable(tf.ones([3], tf.float64), name="stranger")
+    for microbatch in (None, 6):
+        with pytest.raises(ValueError, match=r"does not depend on stranger.*\(1 in all\)"):
+            variables = [*model.trainable_variables, stranger]
+            contrastive_gradients(model, images, token_ids, microbatch, variables=variables)
 
 
 def test_no_noise_and_no_training():
@@ -307,6 +326,10 @@ def test_errors_say_what_was_received():
         contrastive_gradients(model, images, token_ids[:-1], 6)
     with pytest.raises(ValueError, match="batch"):
         contrastive_gradients(model, lambda i: images[:6], lambda i: token_ids[:6], 6)
+    with pytest.raises(ValueError, match=r"examples are \(9,\).*each of the 24"):
+        contrastive_gradients(model, images, token_ids, 6, examples=np.arange(9))
+    with pytest.raises(ValueError, match="at least one"):
+        contrastive_gradients(model, images[:0], token_ids[:0], 6)
     with pytest.raises(ValueError, match="returned 6 rows; expected 8"):
         contrastive_gradients(model, lambda i: images[:6], token_ids, 8)
 

@@ -214,6 +214,7 @@ def test_saved_numbers_grow_with_b_not_with_b_squared():
         ({"text_embeddings": np.zeros([3, 4], np.float32)}, r"\(5, 4\) and \(3, 4\)"),
         ({"tile": 0}, "positive integer"),
         ({"tile": (4, -1)}, "positive integer"),
+        ({"tile": (4,)}, "two of them"),
         ({"label_smoothing": 1.0}, "label_smoothing"),
         ({"max_inverse_temperature": 0.0}, "max_inverse_temperature"),
         ({"precision": "float16"}, "float16"),

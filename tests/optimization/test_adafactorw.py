@@ -311,6 +311,17 @@ def test_rules_give_factor_and_decay():
         assert _error(history[path], expected, values[path]) < 1e-5, path
 
 
+def test_a_mapping_of_rules_decays_like_a_table():
+    moved = []
+    for rules in (None, {"x/kernel": Rule("x/kernel")}, {"x/kernel": Rule("x/kernel", decay=False)}):
+        kernel = tf.Variable(tf.ones([2, 2]))
+        optimizer = AdaFactorW(0.1, weight_decay=1.0, rules=rules)
+        optimizer.build({"x/kernel": kernel})
+        optimizer.apply({"x/kernel": tf.zeros([2, 2])})
+        moved.append(float(kernel[0, 0]))
+    assert moved == pytest.approx([0.9, 0.9, 1.0])
+
+
 def test_blocks_applied_one_by_one_equal_the_whole():
     values, gradients = _problem(17)
     whole = _run(AdaFactorW(1e-3), values, gradients, steps=3)
@@ -408,6 +419,8 @@ def test_errors_name_the_parameter_and_the_remedy():
         optimizer.build({"x/a": a})
     with pytest.raises(ValueError, match="one variable"):
         AdaFactorW(0.1).build({"x/a": a, "y/a": a})
+    with pytest.raises(ValueError, match="2 variables have 1 names"):
+        AdaFactorW(0.1).apply([0.0, 0.0], [tf.Variable(1.0), tf.Variable(2.0)])
     with pytest.raises(ValueError, match="global_clip_norm=None"):
         clipped = AdaFactorW(0.1, global_clip_norm=1.0)
         clipped.build({"x/a": a, "x/b": b})

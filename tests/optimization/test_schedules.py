@@ -138,6 +138,7 @@ def test_durations_that_make_no_sense():
         ({"shape": "constant", "cooldown_steps": 11}, "cool-down"),
         ({"shape": "rsqrt", "timescale": 0}, "timescale"),
         ({"end_value": -1.0}, "negative"),
+        ({"end_value": 2.0}, "above the peak"),
     ],
 )
 def test_schedules_that_make_no_sense(options, message):

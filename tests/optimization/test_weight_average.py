@@ -15,39 +15,35 @@ def _weights(steps=40):
     )
 
 
-@pytest.mark.parametrize("warm_up", ["ratio", "zero_debiased"])
-def test_equals_the_formula(warm_up):
+def test_equals_the_formula():
     kernels, scalars = _weights()
     kernel, scalar = keras.Variable(kernels[0]), tf.Variable(scalars[0])
-    average = WeightAverage(0.9, warm_up)
+    average = WeightAverage(0.9)
     average.build({"a/kernel": kernel, "t": scalar})
-    for path, value in average.averaged(0).items():
+    for path, value in average.averaged().items():
         np.testing.assert_array_equal(value.numpy(), {"a/kernel": kernels[0], "t": scalars[0]}[path])
     update = tf.function(average.update)
-    exact = kernels[0].astype(np.float64) if warm_up == "ratio" else np.zeros((7, 5))
+    exact = kernels[0].astype(np.float64)
     for step in range(40):
         kernel.assign(kernels[step + 1])
         scalar.assign(scalars[step + 1])
         update(tf.constant(step))
-        decay = min(0.9, (1 + step) / (10 + step)) if warm_up == "ratio" else 0.9
+        decay = min(0.9, (1 + step) / (10 + step))
         exact = decay * exact + (1 - decay) * kernels[step + 1]
-        shown = exact / (1 - 0.9 ** (step + 1)) if warm_up == "zero_debiased" else exact
-        got = average.averaged(step + 1)
-        np.testing.assert_allclose(got["a/kernel"].numpy(), shown, rtol=0, atol=2e-6)
+        np.testing.assert_allclose(average.averaged()["a/kernel"].numpy(), exact, rtol=0, atol=2e-6)
     np.testing.assert_array_equal(kernel.numpy(), kernels[-1])
     assert list(average.slots()) == ["a/kernel/average", "t/average"]
 
 
-@pytest.mark.parametrize("warm_up", ["ratio", "zero_debiased"])
-def test_constant_weights_are_their_own_average_and_slow_decay_is_exact(warm_up):
+def test_constant_weights_are_their_own_average_and_slow_decay_is_exact():
     """1 - 0.99999 in float32 would be wrong by a thousandth of itself."""
     weight = tf.Variable(tf.fill([3], 2.0))
-    average = WeightAverage(0.99999, warm_up)
+    average = WeightAverage(0.99999)
     average.build({"w": weight})
     update = tf.function(average.update)
     for step in range(30):
         update(tf.constant(step))
-    np.testing.assert_allclose(average.averaged(30)["w"].numpy(), 2.0, rtol=1e-5)
+    np.testing.assert_allclose(average.averaged()["w"].numpy(), 2.0, rtol=1e-5)
 
 
 def test_new_weights_may_be_given_and_narrow_weights_are_averaged_in_float32():
@@ -56,7 +52,7 @@ def test_new_weights_may_be_given_and_narrow_weights_are_averaged_in_float32():
     average.build({"w": weight})
     average.update(100, {"w": tf.fill([3], 1.0078125)})
     np.testing.assert_array_equal(average.slots()["w/average"].numpy(), np.float32(1.00390625))
-    assert average.averaged(101)["w"].dtype == tf.bfloat16
+    assert average.averaged()["w"].dtype == tf.bfloat16
     with pytest.raises(ValueError, match="missing for w"):
         average.update(101, {})
 
@@ -64,8 +60,6 @@ def test_new_weights_may_be_given_and_narrow_weights_are_averaged_in_float32():
 def test_errors():
     with pytest.raises(ValueError, match="decay is 1"):
         WeightAverage(1.0)
-    with pytest.raises(ValueError, match="warm_up"):
-        WeightAverage(0.9, "none")
     average = WeightAverage()
     with pytest.raises(ValueError, match="build"):
         average.update(0)
