@@ -71,7 +71,7 @@ GROUPS = (
     Compared("0", "more data", "combined/data"),
     Compared("0", "larger model", "combined/model"),
     Compared("0", "larger batch", "combined/batch"),
-    Compared("0", "all three", "combined/all"),
+    Compared("0", "all three", f"samples/batch{plan.COMBINED_BATCH}"),
 )
 
 

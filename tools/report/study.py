@@ -24,11 +24,17 @@ def _study(runs: Sequence[str], charts: Charts) -> claims.Study:
     """The finished runs of the folder; without any, those of the record beside the document."""
     if len(runs) != 1:
         raise ValueError(f"a part of the study takes its folder, received {' '.join(runs) or 'none'}")
-    record = charts.present(_RECORD)
-    found = store.finished(runs[0]) or store.read_record(record)
-    if not found:
-        raise MissingError(f"{runs[0]} holds no finished run, and there is no {record}; make study")
-    return claims.Study(found)
+    path = charts.present(_RECORD)
+    found, record = store.finished(runs[0]), store.read_record(path)
+    if not found and not record:
+        raise MissingError(f"{runs[0]} holds no finished run, and there is no {path}; make study")
+    lost = [name for name in record if name not in found]
+    if found and lost:
+        raise MissingError(
+            f"{path} records {len(lost)} runs that {runs[0]} has not finished ({', '.join(lost[:3])}); take them over with "
+            f"tools/run_study.py --adopt={path}, or delete that file to report the {len(found)} runs alone"
+        )
+    return claims.Study(found or record)
 
 
 def study_verdicts(runs: Sequence[str], charts: Charts) -> str:
@@ -126,7 +132,7 @@ def study_comparisons(runs: Sequence[str], charts: Charts) -> str:
 def study_shift(runs: Sequence[str], charts: Charts) -> str:
     """Claim g's picture: one point a run."""
     found = claims.shifts(_study(runs, charts))
-    inside = [(name, a, b) for name, a, b in found if 0 < a < 1 and 0 < b < 1]
+    inside = [(name, a, b) for name, _, a, b in found if 0 < a < 1 and 0 < b < 1]
     if not inside:
         return "Not run yet."
     groups: dict[str, list[tuple[float, float]]] = {}

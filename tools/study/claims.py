@@ -16,7 +16,6 @@ INSIDE = "zero_shot/in_distribution/top1"
 GAPS = ("same_estimator", "reference_pool", "train_objective")
 # Exact microbatching may differ from the plain batch by rounding alone: the largest relative difference of logged losses.
 SAME_LOSS = 0.01
-LEAST_FOR_SHIFT = 12  # evaluations, for claim g
 
 TITLES = {
     "a": "a larger batch is better, and shrinks the generalisation gap",
@@ -74,15 +73,6 @@ class Study:
             return self.samples(batch, seed)
         return f"{setting}/batch{batch}_seed{seed}"
 
-    def points(self, setting: str, key: str) -> list[tuple[int, float]]:
-        """(batch, figure) of every seed that is there."""
-        found = (
-            (batch, self.value(self.batch_run(setting, batch, seed), key))
-            for batch in plan.BATCHES
-            for seed in plan.SEEDS
-        )
-        return [(batch, value) for batch, value in found if value is not None]
-
     def over_seeds(self, figure: Callable[[int], float | None]) -> Interval:
         """The mean over the seeds for which the figure is there."""
         values = [value for seed in plan.SEEDS if (value := figure(seed)) is not None]
@@ -114,29 +104,38 @@ def claim_a(study: Study) -> list[Part]:
         "distinct": "equal samples, distinct concepts",
     }
     for setting, words in names.items():
-        needed = 3 if setting == "distinct" else 4
-        points = study.points(setting, SHIFT)
-        whole = len(points) == needed * len(plan.SEEDS)
-        figure = _slope(points, math.log2, lambda value: value, whole)
+        batches = plan.BATCHES[:3] if setting == "distinct" else plan.BATCHES
+
+        def at(seed: int, key: str, setting=setting, batches=batches) -> dict[int, float | None]:
+            return {batch: study.value(study.batch_run(setting, batch, seed), key) for batch in batches}
+
+        figure = _seed_slopes(study, lambda seed: at(seed, SHIFT), math.log2)
         parts.append(_points("a", f"{words}: accuracy per doubling of B", figure, 1, "points per doubling"))
         for gap in GAPS:
-            points = study.points(setting, f"gap/{gap}")
-            whole = len(points) == needed * len(plan.SEEDS)
-            title = gap.replace("_", " ")
-            if all(value > 0 for _, value in points):
-                figure = _slope(points, math.log, math.log, whole)
+            key, title = f"gap/{gap}", gap.replace("_", " ")
+            values = [value for seed in plan.SEEDS for value in at(seed, key).values() if value is not None]
+            if all(value > 0 for value in values):
+                figure = _seed_slopes(study, lambda seed, key=key: at(seed, key), math.log, math.log)
                 says, unit = f"{words}: slope of log gap on log B, {title}", ""
             else:
-                figure = _slope(points, math.log2, lambda value: value, whole)
+                figure = _seed_slopes(study, lambda seed, key=key: at(seed, key), math.log2)
                 says, unit = f"{words}: gap per doubling of B, {title} (not all positive)", "nats"
             parts.append(_points("a", says, figure, -1, unit, 1.0))
     return parts
 
 
-def _slope(points, of_batch: Callable, of_value: Callable, whole: bool) -> Interval:
-    if not whole:
-        return Interval(math.nan, math.inf, len(points))
-    return statistics.slope([of_batch(b) for b, _ in points], [of_value(v) for _, v in points])
+def _seed_slopes(
+    study: Study, of_seed: Callable[[int], dict], of_x: Callable, of_value: Callable = float
+) -> Interval:
+    """The mean over the seeds of the slope of each. of_seed: {x: figure} of a seed; None where its run is missing."""
+
+    def slope(seed: int) -> float | None:
+        points = of_seed(seed)
+        if any(value is None for value in points.values()):
+            return None
+        return statistics.slope([of_x(x) for x in points], [of_value(value) for value in points.values()])
+
+    return study.over_seeds(slope)
 
 
 def claim_b(study: Study) -> list[Part]:
@@ -203,15 +202,13 @@ def claim_d(study: Study) -> list[Part]:
 
 def claim_e(study: Study) -> list[Part]:
     """Shares of the records at equal samples, and icons."""
-    names = {share: [f"data/share{share:g}_seed{seed}" for seed in plan.SEEDS] for share in plan.SHARES}
-    names[plan.TRAINED] = [study.samples(256, seed) for seed in plan.SEEDS]
-    points = [
-        (share, value)
-        for share, own in names.items()
-        for name in own
-        if (value := study.value(name)) is not None
-    ]
-    figure = _slope(points, math.log2, lambda value: value, len(points) == 3 * len(plan.SEEDS))
+
+    def by_share(seed: int) -> dict[float, float | None]:
+        names = {share: f"data/share{share:g}_seed{seed}" for share in plan.SHARES}
+        names[plan.TRAINED] = study.samples(256, seed)
+        return {share: study.value(name) for share, name in names.items()}
+
+    figure = _seed_slopes(study, by_share, math.log2)
     icons = study.over_seeds(
         lambda s: minus(study.value(f"data/icons_seed{s}"), study.value(study.samples(256, s)))
     )
@@ -238,30 +235,43 @@ def claim_f(study: Study) -> list[Part]:
     return [_points("f", "three stages less one", difference)]
 
 
-def shifts(study: Study) -> list[tuple[str, float, float]]:
-    """(run, accuracy in distribution, accuracy under shift) of the last evaluation of every stage of every finished run."""
+def shifts(study: Study) -> list[tuple[str, str, float, float]]:
+    """(run, stage, accuracy in distribution, accuracy under shift) of the last evaluation of every stage of every run."""
     found = []
     for name, one in sorted(study.found.items()):
-        for stage in one.get("stages", {}).values():
-            last = (stage.get("evaluations") or [{}])[-1]
+        for stage, of in one.get("stages", {}).items():
+            last = (of.get("evaluations") or [{}])[-1]
             if INSIDE in last and SHIFT in last:
-                found.append((name, last[INSIDE], last[SHIFT]))
+                found.append((name, stage, last[INSIDE], last[SHIFT]))
     return found
 
 
+def _setting(study: Study, name: str) -> str | None:
+    """What runs of other seeds share; None for a run that repeats another one exactly (claim c shows that it does)."""
+    for batch, (_, chosen) in study.rates.items():
+        if chosen is not None and name == plan.rate_name(batch, chosen):
+            return f"samples/batch{batch}"
+    setting = name.partition("_seed")[0]
+    return None if setting == "microbatch/exact" else setting
+
+
 def claim_g(study: Study) -> list[Part]:
-    """The drop against the mean of both accuracies: against one of them, its own noise would make a slope."""
+    """The drop in logits against the mean of both logits: against one of them, its own noise would make a slope.
+
+    In logits, as the field plots it: in points the drop of a poor model is small by necessity. A point is a setting, the
+    mean of its seeds, after each of its stages.
+    """
+    settings: dict[bool, dict[tuple, list]] = {True: {}, False: {}}
+    for name, stage, inside, outside in shifts(study):
+        setting, whole = _setting(study, name), name.startswith(("stages/", "size/"))
+        if setting is not None:
+            settings[whole].setdefault((setting, stage), []).append((inside, outside))
     parts = []
     for words, whole in (("whole recipes", True), ("text towers against one image tower", False)):
-        found = [entry for entry in shifts(study) if entry[0].startswith(("stages/", "size/")) == whole]
-        x = [(inside + outside) / 2 for _, inside, outside in found]
-        y = [inside - outside for _, inside, outside in found]
-        figure = (
-            statistics.slope(x, y)
-            if len(found) >= LEAST_FOR_SHIFT
-            else Interval(math.nan, math.inf, len(found))
-        )
-        says = f"{words}: points of drop per point of accuracy (mean of both), {len(found)} evaluations"
+        means = [[sum(part) / len(of) for part in zip(*of)] for of in settings[whole].values()]
+        logits = [[math.log(p / (1 - p)) for p in pair] for pair in means if all(0 < p < 1 for p in pair)]
+        figure = statistics.trend([sum(pair) / 2 for pair in logits], [a - b for a, b in logits])
+        says = f"{words}: drop per accuracy, both in logits, {len(logits)} settings"
         parts.append(_points("g", says, figure, -1, "", 1.0))
     return parts
 
@@ -272,10 +282,13 @@ def claim_0(study: Study) -> list[Part]:
     def at(name: str, seed: int) -> float | None:
         return study.value(f"combined/{name}_seed{seed}")
 
+    def grown(seed: int) -> float | None:
+        return study.value(study.samples(plan.COMBINED_BATCH, seed))
+
     difference = study.over_seeds(
-        lambda s: minus(at("all", s), best([at(name, s) for name in ("data", "model", "batch")]))
+        lambda s: minus(grown(s), best([at(name, s) for name in ("data", "model", "batch")]))
     )
-    gain = study.over_seeds(lambda s: minus(at("all", s), at("small", s)))
+    gain = study.over_seeds(lambda s: minus(grown(s), at("small", s)))
     return [
         _points("0", "all grown less the best of one grown", difference),
         _points("0", "all grown less none grown", gain),
