@@ -68,7 +68,7 @@ class Conv(Block):
     def apply(self, state, training=False, noise=None):
         """See `Block.apply`."""
         y = tf.nn.conv2d(state, self.weight("kernel"), self.stride, "SAME")
-        return (tf.nn.bias_add(y, self.weight("bias")) if self.use_bias else y), []
+        return (ops.add_bias(y, self.weight("bias")) if self.use_bias else y), []
 
 
 def _melted(dense_or_conv: Block, norm: BatchNorm):
@@ -204,7 +204,7 @@ class MBConv(Block):
         if _is_affine(self.expand_norm, training):
             kernel, bias = _melted(self.depthwise, self.depthwise_norm)
             y = convolve(ops.gelu(x), tf.cast(kernel, x.dtype), self.depthwise_stride)
-            return (tf.nn.bias_add(y, tf.cast(bias, x.dtype)),)
+            return (ops.add_bias(y, tf.cast(bias, x.dtype)),)
         y, found = self.expand_norm.apply(x, training)
         return (
             convolve(ops.gelu(y), self.depthwise.weight("kernel"), self.depthwise_stride),

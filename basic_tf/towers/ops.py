@@ -26,8 +26,23 @@ def dense(x: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor | None = None) -> tf.
     rows = x if shape.rank == 2 else tf.reshape(x, (-1, shape[-1]))
     y = tf.matmul(rows, kernel)
     if bias is not None:
-        y = tf.nn.bias_add(y, bias)
+        y = add_bias(y, bias)
     return y if shape.rank == 2 else tf.reshape(y, (*leading_shape(x), kernel.shape[-1]))
+
+
+def add_bias(x: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
+    """x [..., D] plus bias [D]; the gradient of the bias is summed in at least float32."""
+    return tf.nn.bias_add(x, bias) if x.dtype == wide(x.dtype) else _add_narrow_bias(x, bias)
+
+
+@tf.custom_gradient
+def _add_narrow_bias(x, bias):
+    # BiasAddGrad of bfloat16 on a CPU sums in bfloat16, which stands still after some hundred rows.
+    def gradient(dy):
+        sums = tf.reduce_sum(tf.cast(dy, wide(dy.dtype)), list(range(dy.shape.rank - 1)))
+        return dy, tf.cast(sums, bias.dtype)
+
+    return tf.nn.bias_add(x, bias), gradient
 
 
 def leading_shape(x: tf.Tensor) -> tuple:
@@ -212,8 +227,10 @@ def embed(table, ids):
     """Rows of table [V, D] by integer ids [B, T] -> [B, T, D]. The table's gradient is dense, [V, D]."""
 
     def gradient(dy):
-        rows = tf.reshape(dy, (-1, table.shape[1]))
-        return tf.math.unsorted_segment_sum(rows, tf.reshape(ids, (-1,)), table.shape[0]), None
+        # Summed in at least float32: sums of a frequent token's rows stand still in bfloat16.
+        rows = tf.cast(tf.reshape(dy, (-1, table.shape[1])), wide(dy.dtype))
+        sums = tf.math.unsorted_segment_sum(rows, tf.reshape(ids, (-1,)), table.shape[0])
+        return tf.cast(sums, table.dtype), None
 
     return tf.gather(table, ids), gradient
 

@@ -33,6 +33,15 @@ def test_three_steps_equal_one_device(run, one_device, runtime):
 
 
 @slow
+@pytest.mark.parametrize("dtype", ["mixed_bfloat16", "bfloat16"])
+def test_three_narrow_steps_are_near_those_of_one_device(run, tmp_path, dtype):
+    narrow = dataclasses.replace(run, dtype=dtype)
+    reference = narrow.losses("one_device", folder=tmp_path / "one_device")
+    found = narrow.losses("dtensor_2x1", folder=tmp_path / "dtensor")
+    np.testing.assert_allclose(found, reference, rtol=0.01)
+
+
+@slow
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_twenty_steps_equal_one_device(run, tmp_path, dtype):
     whole = dataclasses.replace(run, dtype=dtype, steps=20, bindings=())

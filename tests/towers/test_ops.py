@@ -143,3 +143,38 @@ def test_gradients_of_bfloat16_stay_bfloat16():
             tape.watch(x)
             y = operation(x)
         assert y.dtype == tf.bfloat16 and tape.gradient(y, x).dtype == tf.bfloat16
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("recomputed", [False, True])
+def test_gradients_of_many_narrow_rows_are_summed_in_float32(dtype, recomputed):
+    """Summed in 16 bits, they would stand still at 4 (bfloat16) or 32 (float16)."""
+    rows, width = 8192, 3
+    dy = tf.fill((rows, width), tf.constant(0.01, dtype))
+    expected = rows * float(dy[0, 0])
+    zeros, bias, table = tf.zeros((rows, width), dtype), tf.zeros(width, dtype), tf.zeros((5, width), dtype)
+    ids = tf.fill((64, rows // 64), 2)
+    maps = (rows // 64, 8, 8, width)
+    for function, variable in (
+        (lambda b: ops.dense(zeros, tf.zeros((width, width), dtype), b), bias),
+        (lambda b: tf.reshape(ops.add_bias(tf.reshape(zeros, maps), b), (rows, width)), bias),
+        (lambda t: tf.reshape(ops.embed(t, ids), (rows, width)), table),
+    ):
+        function = tf.recompute_grad(function) if recomputed else function
+        with tf.GradientTape() as tape:
+            tape.watch(variable)
+            y = function(variable)
+        gradient = tape.gradient(y, variable, dy)
+        assert y.dtype == gradient.dtype == variable.dtype
+        np.testing.assert_allclose(np.max(gradient.numpy().astype(np.float64), 0), expected, rtol=2**-8)
+
+
+def test_biases_and_tables_of_wider_types_take_the_native_operations():
+    """What a custom gradient would do to float32's order of sums is not wanted."""
+    for dtype in (tf.float32, tf.float64):
+        graph = tf.Graph()
+        with graph.as_default():
+            x, bias, table = tf.zeros((4, 3), dtype), tf.zeros(3, dtype), tf.zeros((5, 3), dtype)
+            tf.gradients([ops.add_bias(x, bias), ops.embed(table, tf.zeros((2, 2), tf.int32))], [bias, table])
+        types = [op.type for op in graph.get_operations()]
+        assert "BiasAddGrad" in types and "UnsortedSegmentSum" in types and "Cast" not in types
