@@ -233,6 +233,18 @@ def test_a_pth_file_is_read_without_torch():
         weights.read(str(GOLDEN / "tensors.pth"), "weights")
 
 
+def test_safetensors_whose_length_looks_like_a_pickle(tmp_path):
+    """Headers of all lengths of a multiple of 8, in the first byte and in the first two."""
+    firsts = set()
+    for letters in range(1, 1000, 8):
+        name = "w" * letters
+        path = tmp_path / "x.safetensors"
+        safetensors.numpy.save_file({name: np.ones(3, np.float32)}, path)
+        firsts.add(path.read_bytes()[:2])
+        np.testing.assert_array_equal(weights.read(str(path))[name], [1, 1, 1])
+    assert {b"\x80\x00", b"\x80\x02"} <= firsts
+
+
 class Harmful:
     def __init__(self, path):
         self.path = path

@@ -61,7 +61,8 @@ def read(path: str, key: str | None = None) -> dict[str, np.ndarray]:
         data = file.read()
     if data[:4] == _ZIP:
         return _state_dict(_unpickled(data, path), path, key)
-    if data[:1] == b"\x80" or data[257:262] == b"ustar":
+    # One safetensors file in 32 begins with a pickle's first byte: it is the length of its header.
+    if not _looks_like_safetensors(data) and (data[:1] == b"\x80" or data[257:262] == b"ustar"):
         raise WeightsError(
             f"{path} is in the format of PyTorch before 1.6; load it there and torch.save it again, or write .safetensors"
         )
@@ -73,6 +74,11 @@ def read(path: str, key: str | None = None) -> dict[str, np.ndarray]:
         return checkpoints.decode(data)
     except Exception as error:  # safetensors has one exception class for everything, and dtypes are ours
         raise WeightsError(f"{path} is neither a PyTorch zip file nor a safetensors file: {error}") from error
+
+
+def _looks_like_safetensors(data: bytes) -> bool:
+    """Eight bytes of length, then a JSON object of that length."""
+    return data[8:9] == b"{" and int.from_bytes(data[:8], "little") <= len(data) - 8
 
 
 def _unpickled(data: bytes, path: str):
