@@ -6,10 +6,10 @@ r"""Turns PyTorch weights of timm's coatnet_0 ... coatnet_5 into a checkpoint th
 Reads .safetensors, and .pth as torch.save has written it since PyTorch 1.6, without PyTorch: a .pth file's pickle is
 read by an unpickler that knows tensors and refuses everything else, so nothing in the file can run.
 
-Every tensor is used or is one of the declared useless ones (counters, look-up tables); every weight of the tower comes
-from a tensor or is a bias that timm's model does not have (zero). Anything else is an error. The gin bindings that
-the tower needs are printed; the last line is one JSON object: variant, image_size, parameters, used, ignored, zero,
-resized, checkpoint.
+Every tensor is used or is one of the declared useless ones (counters, look-up tables, the layer before a classifier that
+is not there); every weight of the tower comes from a tensor or is a bias that timm's model does not have (zero). Anything
+else is an error. The gin bindings that the tower needs are printed; the last line is one JSON object: variant, image_size,
+parameters, used, ignored, zero, resized, checkpoint.
 
 The tower computes as TensorFlow does (padding SAME, GELU by tanh, eps 1e-3 in BatchNorm and 1e-5 in LayerNorm), which
 is timm's TensorFlow configuration. Weights that were trained under timm's own configuration (symmetric padding, exact

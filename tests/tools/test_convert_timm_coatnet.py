@@ -97,6 +97,7 @@ def tower_of(source, size, **options) -> CoAtNet:
         downsample="depthwise",
         attention_pool="average",
         num_classes=source.classes,
+        pre_logits=source.pre_logits,
         **options,
     )
 
@@ -213,6 +214,29 @@ def test_a_stage_warm_starts_from_a_converted_file(tmp_path):
         parameters["image_tower/stage3/block0/attention/key/kernel"],
         state["stages.2.blocks.0.attn.qkv.weight"].reshape(2, 3, 32, 32)[:, 1].reshape(64, 32).T,
     )
+
+
+@pytest.mark.parametrize(
+    "gone,classes,ignored,row",
+    [
+        (("head.fc",), None, 2, False),  # timm's num_classes=0
+        (("head.fc", "head.pre_logits"), None, 0, False),
+        (("head.pre_logits",), CLASSES, 0, True),
+    ],
+)
+def test_heads_that_lack_a_part(tmp_path, gone, classes, ignored, row):
+    whole = tiny()
+    state = {name: array for name, array in whole.items() if not name.startswith(gone)}
+    source = timm_coatnet.described(state)
+    assert source.classes == classes
+    account = timm_coatnet.converted(state, tower_of(source, 64))
+    usual = len(timm_coatnet.converted(whole, tower_of(timm_coatnet.described(whole), 64)).ignored)
+    assert len(account.ignored) == usual + ignored
+    safetensors.numpy.save_file(state, tmp_path / "x.safetensors")
+    figures = coatnet_checkpoint.write(f"{tmp_path}/x.safetensors", f"{tmp_path}/out", 64)
+    assert figures["used"] == len(account.used)
+    rows = coatnet_checkpoint.bindings(source, 64, "tensorflow", f"{tmp_path}/out")
+    assert ("CoAtNet.pre_logits = False" in rows) == row
 
 
 def test_a_pth_file_is_read_without_torch():
@@ -346,7 +370,9 @@ def test_other_files_are_named(tmp_path, content, words):
 
 
 def test_bindings_build_the_tower():
-    source = timm_coatnet.Source(tower_of(timm_coatnet.described(tiny()), 64).table, CLASSES, None, False)
+    source = timm_coatnet.Source(
+        tower_of(timm_coatnet.described(tiny()), 64).table, CLASSES, None, False, True
+    )
     from basic_tf import configurables
 
     rows = coatnet_checkpoint.bindings(source, 64, "timm", "out")

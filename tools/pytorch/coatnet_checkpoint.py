@@ -26,6 +26,8 @@ def bindings(source: timm_coatnet.Source, image_size: int, epsilons: str, output
         "CoAtNet.mbconv_pool = 'average'",
         "CoAtNet.attention_pool = 'average'",
     ]
+    if source.classes is not None and not source.pre_logits:
+        rows.append("CoAtNet.pre_logits = False")
     if epsilons == "timm":
         rows += ["CoAtNet.batch_norm_epsilon = 1e-5", "CoAtNet.layer_norm_epsilon = 1e-6"]
     return [*rows, f"contrastive/WarmStart.stage = '{output if '/' in output else './' + output}'"]
@@ -40,7 +42,7 @@ def write(weights_path: str, output: str, image_size: int, key: str | None = Non
         )
     state = weights.read(weights_path, key)
     source = timm_coatnet.described(state)
-    tower = CoAtNet(source.table, image_size, num_classes=source.classes)
+    tower = CoAtNet(source.table, image_size, num_classes=source.classes, pre_logits=source.pre_logits)
     account = timm_coatnet.converted(state, tower)
     arrays = {f"parameters/image_tower/{path}": array for path, array in account.arrays.items()}
     tf.io.gfile.makedirs(output)

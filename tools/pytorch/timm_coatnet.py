@@ -14,6 +14,8 @@ from basic_tf.towers.coatnet import CoAtNet
 from basic_tf.towers.coatnet_blocks import MBConv, RelativeTransformer, resized_relative_bias
 from basic_tf.towers.coatnet_table import TABLES, CoAtNetTable, Stage
 
+# timm keeps the layer before the classifier when the classifier goes (num_classes=0); features come before both.
+BEFORE_NO_CLASSIFIER = r"head\.pre_logits\..*"
 # Buffers that carry no information: counters of training steps, and look-up tables that follow from the sizes.
 IGNORED = (r".*\.num_batches_tracked", r".*\.relative_position_index", r".*\.(height|width)_lookup")
 
@@ -26,12 +28,14 @@ class Source(NamedTuple):
     """What the weights are of. table: the tower's; classes: of the classifier, None without; name: in TABLES or None.
 
     mirrored: relative biases are stored by key minus query, as the TensorFlow code of MaxViT does and timm's 'bias_tf'.
+    pre_logits: whether a tanh layer comes before the classifier.
     """
 
     table: CoAtNetTable
     classes: int | None
     name: str | None
     mirrored: bool
+    pre_logits: bool
 
 
 class Conversion(NamedTuple):
@@ -75,7 +79,13 @@ def described(weights: dict[str, np.ndarray]) -> Source:
     table = CoAtNetTable((2, weights["stem.conv1.weight"].shape[0]), tuple(stages), head_dims.pop())
     name = next((known for known, other in TABLES.items() if other == table), None)
     classifier = weights.get("head.fc.weight")
-    return Source(table, None if classifier is None else classifier.shape[0], name, mirrored.pop())
+    return Source(
+        table,
+        None if classifier is None else classifier.shape[0],
+        name,
+        mirrored.pop(),
+        "head.pre_logits.fc.weight" in weights,
+    )
 
 
 def _refuse_other_architectures(weights: dict[str, np.ndarray]) -> None:
@@ -257,7 +267,8 @@ class _Todo:
 
     def finished(self) -> Conversion:
         """The account, if nothing is left over on either side."""
-        ignored = [name for name in self.weights if any(re.fullmatch(pattern, name) for pattern in IGNORED)]
+        patterns = IGNORED if "head.fc.weight" in self.weights else (*IGNORED, BEFORE_NO_CLASSIFIER)
+        ignored = [name for name in self.weights if any(re.fullmatch(pattern, name) for pattern in patterns)]
         left = [name for name in self.weights if name not in self.used and name not in ignored]
         missing = [path for path in self.shapes if path not in self.arrays]
         if left or missing:
