@@ -110,6 +110,26 @@ def test_a_run_file_builds_and_all_of_it_is_used(path, data):
     assert configurables.config_text() == text
 
 
+@pytest.mark.parametrize("path", RUNS, ids=lambda path: path.stem)
+def test_a_run_file_suits_a_million_pictures(path):
+    configurables.parse([str(path)], [])
+    for stage in configurables.recipe().stages:
+        steps = stage.train.to_steps(stage.batch_size, 1_281_167)  # ImageNet-1k
+        assert 0.0 < float(stage.schedule(total_steps=steps)(steps // 2)) < 1.0
+
+
+@pytest.mark.parametrize("size", "sml")
+def test_a_card_names_the_most_devices_that_the_microbatch_allows(size):
+    path = ROOT / "gin" / "runs" / f"basic_{size}.gin"
+    devices = int(re.search(r"^# Hardware: at most (\d+) devices", path.read_text(), re.MULTILINE)[1])
+    configurables.parse([str(path)], [])
+    stages = configurables.recipe().stages
+    rows = [
+        stage.batch_size // stage.task(metadata={"label_names": ["a", "b"]}).microbatch for stage in stages
+    ]
+    assert devices == min(rows)
+
+
 def test_what_is_never_read_is_found(data):
     path = "gin/runs/demo.gin"
     configurables.parse([path], ["basic_l/CoAtNet.dtype = 'float32'", "pretrain/WarmStart.stage = 'x'"])
