@@ -10,8 +10,10 @@ import pytest
 import tensorflow as tf
 from absl import flags
 
+from basic_tf.machine import cores
+
 # Test processes that run side by side (pytest-xdist) share the cores.
-_CORES = max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
+_CORES = max(1, cores() // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
 tf.config.threading.set_intra_op_parallelism_threads(_CORES)
 tf.config.threading.set_inter_op_parallelism_threads(_CORES)
 

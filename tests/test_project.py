@@ -96,6 +96,17 @@ def test_what_is_imported_is_required():
     assert not missing, "\n".join(missing)
 
 
+def test_cores_are_counted_in_one_place():
+    """os.sched_getaffinity is not everywhere."""
+    callers = {
+        str(path.relative_to(ROOT))
+        for folder in ("basic_tf", "tools")
+        for path in (ROOT / folder).rglob("*.py")
+        if "sched_getaffinity" in path.read_text()
+    }
+    assert callers == {"basic_tf/machine.py"}
+
+
 def make_targets() -> set[str]:
     return set(re.findall(r"^([a-z][a-z0-9-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE))
 

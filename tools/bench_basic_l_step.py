@@ -191,10 +191,11 @@ def measure() -> dict:
 
     from basic_tf import randomness
     from basic_tf.contrastive.blockwise import contrastive_step_by_block
+    from basic_tf.machine import cores
     from basic_tf.optimization.adafactorw import AdaFactorW
 
     phases = Phases()
-    tf.config.threading.set_intra_op_parallelism_threads(len(os.sched_getaffinity(0)))
+    tf.config.threading.set_intra_op_parallelism_threads(cores())
     tf.config.threading.set_inter_op_parallelism_threads(1)
     model = configured_model([])
     optimizer = AdaFactorW(FLAGS.learning_rate)

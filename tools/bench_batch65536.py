@@ -133,10 +133,11 @@ def run(microbatch: int, tile: int, remat: str, folder: str) -> dict:
 
     import gin
     from basic_tf import configurables, randomness
+    from basic_tf.machine import cores
     from basic_tf.optimization.adafactorw import AdaFactorW
     from basic_tf.training.tasks import Contrastive
 
-    tf.config.threading.set_intra_op_parallelism_threads(len(os.sched_getaffinity(0)))
+    tf.config.threading.set_intra_op_parallelism_threads(cores())
     tf.config.threading.set_inter_op_parallelism_threads(1)
     bindings = [f"CoAtNet.remat = '{remat}'", f"TextTransformer.remat = '{remat}'"]
     bindings += [f"CoAtNet.batch_norm = '{FLAGS.batch_norm}'", "CoAtNet.stochastic_depth = 0.1"]

@@ -25,7 +25,8 @@ from absl import app, flags
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from tests.contrastive import exactness_grid  # noqa: E402 (the project's root must be on the path first)
+from basic_tf.machine import cores  # noqa: E402 (the project's root must be on the path first)
+from tests.contrastive import exactness_grid  # noqa: E402
 
 FLAGS = flags.FLAGS
 flags.DEFINE_bool("short", False, "A pairwise selection in place of the whole grid.")
@@ -36,7 +37,7 @@ flags.DEFINE_string(
 flags.DEFINE_integer(
     "pieces", None, "Stop after so many pieces of the grid, each about a minute (with --rows)."
 )
-flags.DEFINE_integer("processes", len(os.sched_getaffinity(0)), "Processes at a time, of one thread each.")
+flags.DEFINE_integer("processes", cores(), "Processes at a time, of one thread each.")
 
 
 def _finished(path: str | None) -> dict:

@@ -33,8 +33,8 @@ from basic_tf.data.batches import LabelledBatches
 from basic_tf.data.examples import serialize_example
 from basic_tf.data.images import ImageAugmentation
 from basic_tf.data.memory import InMemorySource
-from basic_tf.data.python_calls import cores
 from basic_tf.data.records import RecordSource, RecordWriter
+from basic_tf.machine import cores
 
 ROOT = Path(__file__).resolve().parents[1]
 _SIZES = flags.DEFINE_list("output_sizes", ["32", "48"], "Output sizes of the cached road.")

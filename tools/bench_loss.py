@@ -51,9 +51,10 @@ def _measure(form: str, batch: int) -> dict:
     import tensorflow as tf
 
     from basic_tf.contrastive.loss import contrastive_loss_value_and_gradients
+    from basic_tf.machine import cores
     from tests.contrastive import dense_reference
 
-    threads = len(os.sched_getaffinity(0))
+    threads = cores()
     tf.config.threading.set_intra_op_parallelism_threads(threads)
     tf.config.threading.set_inter_op_parallelism_threads(1)
     width, tile = FLAGS.width, min(int(FLAGS.tile[0]), batch)

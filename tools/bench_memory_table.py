@@ -114,13 +114,14 @@ def measured(towers: str, form: Form) -> dict:
     """Trains some steps in this process."""
     import tensorflow as tf
 
+    from basic_tf.machine import cores
     from basic_tf.optimization import rules
     from basic_tf.parallel import mesh, strategies
     from basic_tf.planning.step_memory import status_bytes
     from basic_tf.training import stage_run, trainer
 
     tf.config.threading.set_inter_op_parallelism_threads(1)
-    tf.config.threading.set_intra_op_parallelism_threads(len(os.sched_getaffinity(0)))
+    tf.config.threading.set_intra_op_parallelism_threads(cores())
     stage = stage_of(towers, form)
     if form.sharded:
         runtime = mesh.create(mesh.MeshShape(f"{DEVICES}x1", shard_over="batch"), rules.default_layout)

@@ -209,8 +209,10 @@ def main(_) -> None:
         raise app.UsageError(f"--parts has {', '.join(unknown)}; choose from {', '.join(PARTS)}")
     import tensorflow as tf
 
+    from basic_tf.machine import cores
+
     os.chdir(ROOT)  # gin files include each other from here
-    tf.config.threading.set_intra_op_parallelism_threads(len(os.sched_getaffinity(0)))
+    tf.config.threading.set_intra_op_parallelism_threads(cores())
     tf.config.threading.set_inter_op_parallelism_threads(1)
     if FLAGS.measure:
         print(json.dumps(measure(*FLAGS.measure.split(","))))

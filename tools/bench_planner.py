@@ -104,12 +104,13 @@ def measured(name: str) -> dict:
     import tensorflow as tf
 
     from basic_tf import configurables  # noqa: F401 (what a training process has imported)
+    from basic_tf.machine import cores
     from basic_tf.parallel import strategies
     from basic_tf.planning.step_memory import status_bytes
     from basic_tf.training import stage_run, trainer
 
     tf.config.threading.set_inter_op_parallelism_threads(1)
-    tf.config.threading.set_intra_op_parallelism_threads(len(os.sched_getaffinity(0)))
+    tf.config.threading.set_intra_op_parallelism_threads(cores())
     stage = stage_of(SETTINGS[name])
     imported = status_bytes("VmRSS")
     run = stage_run.built(stage, "", strategies.create("one_device"), stage_run.Options(train_steps=10))

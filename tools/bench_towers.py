@@ -18,6 +18,7 @@ import numpy as np
 import tensorflow as tf
 from absl import app, flags
 
+from basic_tf.machine import cores
 from basic_tf.randomness import Noise, step_key
 from basic_tf.towers.coatnet import CoAtNet
 from basic_tf.towers.coatnet_table import CoAtNetTable
@@ -85,7 +86,7 @@ def gemm_rate() -> float:
 
 def main(_):
     """Measures."""
-    threads = FLAGS.threads or len(os.sched_getaffinity(0))
+    threads = FLAGS.threads or cores()
     tf.config.threading.set_intra_op_parallelism_threads(threads)
     tf.config.threading.set_inter_op_parallelism_threads(1)
     rate = gemm_rate()

@@ -21,14 +21,13 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 from absl import app, flags, logging
 
+from basic_tf.machine import cores
 from basic_tf.training import preemption
 
 _FOLDER = flags.DEFINE_string("folder", "runs/study", "Where the runs go.")
 _PIECE_SECONDS = flags.DEFINE_float("piece_seconds", 540.0, "The piece ends after that many seconds.", 60.0)
 _ONLY = flags.DEFINE_string("only", None, "Only runs whose name begins so, e.g. samples/")
-_PROCESSES = flags.DEFINE_integer(
-    "processes", min(4, len(os.sched_getaffinity(0))), "Runs at a time; each takes about 1 GiB.", 1
-)
+_PROCESSES = flags.DEFINE_integer("processes", min(4, cores()), "Runs at a time; each takes about 1 GiB.", 1)
 _THREADS = flags.DEFINE_integer(
     "threads", None, "CPU threads of each run (default: the cores of this process, shared out)."
 )
@@ -90,7 +89,7 @@ def main(argv: list[str]) -> int:
             print(f"{spec.name:40} claims {','.join(spec.claims):12} {state}")
         print(f"{waiting} more wait for a learning rate")
         return 0
-    threads = _THREADS.value or max(1, len(os.sched_getaffinity(0)) // _PROCESSES.value)
+    threads = _THREADS.value or max(1, cores() // _PROCESSES.value)
     if _PROCESSES.value > 1:
         return side_by_side(_PROCESSES.value, threads)
     # Imports below cost seconds.

@@ -7,13 +7,14 @@ the buffers are full and all is quiet.
 """
 
 import atexit
-import os
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import tensorflow as tf
+
+from basic_tf.machine import cores as cores  # how many to run at once: offered with `mapped`
 
 _QUIET_SECONDS = 0.05
 _ALIGNMENT = 64  # bytes, that of TensorFlow's own tensors
@@ -108,8 +109,3 @@ def aligned_empty(shape: Sequence[int]) -> np.ndarray:
     whole = np.empty(size + _ALIGNMENT, np.uint8)
     start = -whole.ctypes.data % _ALIGNMENT
     return whole[start : start + size].reshape(shape)
-
-
-def cores() -> int:
-    """The cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -9,6 +9,8 @@ from collections.abc import Callable
 import tensorflow as tf
 from absl import logging
 
+from basic_tf.machine import cores
+
 
 def gemm_rate(cache_file: str | None = None, seconds: float = 0.3) -> float:
     """FLOP/s of a large float32 matrix product on this process's devices, all replicas together.
@@ -22,7 +24,7 @@ def gemm_rate(cache_file: str | None = None, seconds: float = 0.3) -> float:
     kind = next(kind for kind, devices in kinds.items() if devices)
     # Logical CPU devices of tests share the same cores: the machine is counted once.
     count = 1 if kind == "CPU" else len(kinds[kind])
-    key = f"{kind} x {count}" if kind != "CPU" else f"CPU, {len(os.sched_getaffinity(0))} cores"
+    key = f"{kind} x {count}" if kind != "CPU" else f"CPU, {cores()} cores"
     if cache_file and tf.io.gfile.exists(cache_file):
         try:
             with tf.io.gfile.GFile(cache_file) as file:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import tensorflow as tf
 
+from basic_tf.machine import cores
 from basic_tf.parallel import runtime
 
 NAMES = ("one_device", "mirrored", "multi_worker", "tpu")
@@ -181,10 +182,10 @@ def _keep_bfloat16_at_home(strategy: tf.distribute.MultiWorkerMirroredStrategy) 
 
 def use_all_cores(threads: int | None = None) -> int:
     """Sets TensorFlow's thread pools from the cores this process may use; must come before any other TensorFlow op."""
-    cores = threads or len(os.sched_getaffinity(0))
-    tf.config.threading.set_intra_op_parallelism_threads(cores)
-    tf.config.threading.set_inter_op_parallelism_threads(cores)
-    return cores
+    count = threads or cores()
+    tf.config.threading.set_intra_op_parallelism_threads(count)
+    tf.config.threading.set_inter_op_parallelism_threads(count)
+    return count
 
 
 def create(name: str, tpu: str | None = None, logical_devices: int | None = None) -> StrategyRuntime:

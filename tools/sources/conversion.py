@@ -12,8 +12,8 @@ import tensorflow as tf
 
 from basic_tf.data.decoding import PictureError, checked_header, decode
 from basic_tf.data.examples import serialize_example
-from basic_tf.data.python_calls import cores
 from basic_tf.data.records import RecordWriter
+from basic_tf.machine import cores
 from tools.sources.filters import CaptionCounts, Filters
 from tools.sources.likeness import EvaluationPictures
 from tools.sources.rejects import RejectLog

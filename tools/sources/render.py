@@ -4,13 +4,14 @@ import dataclasses
 import io
 import itertools
 import multiprocessing
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
 import resvg_py
 from PIL import Image, ImageDraw, ImageFont
+
+from basic_tf.machine import cores
 
 _CHUNK = 32
 _AHEAD = 2048
@@ -89,7 +90,7 @@ def render_each(
     pictures: Iterable[Picture], size: int, workers: int | None = None
 ) -> Iterator[bytes | ValueError]:
     """The same, with an error in the place of a picture that cannot be drawn; a few thousand are read ahead."""
-    workers = workers or min(8, len(os.sched_getaffinity(0)))
+    workers = workers or min(8, cores())
     if workers == 1:
         yield from (_attempt(picture, size) for picture in pictures)
         return
