@@ -251,30 +251,36 @@ def test_class_folders_become_labels(tmp_path):
     assert sorted(mixed) == sorted(pictures) and mixed != sorted(pictures)
 
 
-def test_tfds_by_name_and_a_clear_line_without(tmp_path):
+def tfds_set(folder, name, features, examples):
+    """Writes a prepared data set of TensorFlow Datasets; features: {name: feature}."""
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core.dataset_info import DatasetIdentity
+
+    own = folder / name / "1.0.0"
+    own.mkdir(parents=True)
+    identity = DatasetIdentity(
+        name=name, version=tfds.core.Version("1.0.0"), data_dir=str(own), module_name=name
+    )
+    info = tfds.core.DatasetInfo(builder=identity, features=tfds.features.FeaturesDict(features))
+    writer = tfds.core.SequentialWriter(info, max_examples_per_shard=5, overwrite=False)
+    writer.initialize_splits(["train"])
+    for example in examples:
+        writer.add_examples({"train": [example]})
+    writer.close_all()
+
+
+def test_tfds_by_name_and_a_clear_line_without(tmp_path):
+    import tensorflow_datasets as tfds
 
     from tools.pairs.tfds_splits import TfdsSplit
 
     pictures = [smooth(RNG, 10, 14) for _ in range(8)]
-    features = tfds.features.FeaturesDict(
-        {
-            "image": tfds.features.Image(shape=(None, None, 3)),
-            "label": tfds.features.ClassLabel(names=["one", "two"]),
-        }
-    )
-    folder = tmp_path / "tfds/little_set/1.0.0"
-    folder.mkdir(parents=True)
-    identity = DatasetIdentity(
-        name="little_set", version=tfds.core.Version("1.0.0"), data_dir=str(folder), module_name="little_set"
-    )
-    info = tfds.core.DatasetInfo(builder=identity, features=features)
-    writer = tfds.core.SequentialWriter(info, max_examples_per_shard=5, overwrite=False)
-    writer.initialize_splits(["train"])
-    for n, picture in enumerate(pictures):
-        writer.add_examples({"train": [{"image": picture, "label": n % 2}]})
-    writer.close_all()
+    features = {
+        "image": tfds.features.Image(shape=(None, None, 3)),
+        "label": tfds.features.ClassLabel(names=["one", "two"]),
+    }
+    examples = [{"image": picture, "label": n % 2} for n, picture in enumerate(pictures)]
+    tfds_set(tmp_path / "tfds", "little_set", features, examples)
     source = TfdsSplit("little_set", "train", str(tmp_path / "tfds"), None, None)
     records, facts, _ = converted(source, tmp_path / "out")
     assert facts["label_names"] == ["one", "two"] and len(records) == 8
@@ -288,6 +294,50 @@ def test_tfds_by_name_and_a_clear_line_without(tmp_path):
         ValueError, match=r"the data set other_set is not prepared in .*: run `tfds build other_set`"
     ):
         TfdsSplit("other_set", "train", str(tmp_path / "tfds"), None, None)
+
+
+def test_tfds_takes_texts_that_are_called_like_captions_and_no_other(tmp_path):
+    import tensorflow_datasets as tfds
+
+    from tools.pairs.tfds_splits import TfdsSplit
+
+    kinds, said = tfds.features, []
+    image, picture = kinds.Image(shape=(None, None, 3)), smooth(RNG, 9, 9)
+
+    def captions(name, given=None):
+        source = TfdsSplit(name, "train", str(tmp_path), given, None, said.append)
+        return [row.captions for row in source.rows()]
+
+    named = {"image": image, "label": kinds.ClassLabel(names=["river"]), "filename": kinds.Text()}
+    named |= {"image/filename": kinds.Text(), "text_id": kinds.Text(), "page_title": kinds.Text()}
+    example = {"image": picture, "label": 0} | dict.fromkeys([*named][2:], "River_1.jpg")
+    tfds_set(tmp_path, "labelled", named, [example])
+    assert captions("labelled") == [()]
+    assert said == ["labelled: picture from image, label from label, captions from nothing"]
+    assert captions("labelled", ("page_title",)) == [("River_1.jpg",)]
+    with pytest.raises(
+        ValueError, match="no text label; its texts are filename, image/filename, page_title, text_id"
+    ):
+        captions("labelled", ("label",))
+
+    # As coco_captions has them.
+    nested = kinds.Sequence({"id": np.int64, "text": kinds.Text(), "language": kinds.Text()})
+    coco = {"image": image, "image/filename": kinds.Text(), "captions": nested}
+    texts = [f"caption {n}" for n in range(5)]
+    example = {"image": picture, "image/filename": "COCO_1.jpg"}
+    example["captions"] = [{"id": n, "text": text, "language": "en"} for n, text in enumerate(texts)]
+    tfds_set(tmp_path, "coco_like", coco, [example])
+    said.clear()
+    for given in (None, ("captions",), ("captions/text",)):
+        assert captions("coco_like", given) == [tuple(texts)]
+    assert said == ["coco_like: picture from image, label from nothing, captions from captions/text"] * 3
+    assert captions("coco_like", ("captions/language",)) == [("en",) * 5]
+
+    tfds_set(tmp_path, "bare", {"image": image, "url": kinds.Text()}, [{"image": picture, "url": "x"}])
+    with pytest.raises(
+        ValueError, match="no class label, and no text called like a caption; its texts are url"
+    ):
+        captions("bare")
 
 
 def test_labels_of_tables(tmp_path):
