@@ -99,7 +99,7 @@ class RecordWriter:
 
         metadata: what the json says beside name, count and shards: label_names, classes, source, licences.
         verify: is given what was written before anything appears; what it raises is passed on.
-        An empty dataset is a ValueError: nothing could be read from it.
+        An empty dataset is a ValueError: nothing could be read from it; so is metadata that is no UTF-8.
         """
         if not self.count:
             raise ValueError(f"dataset {self.name} has no record: nothing is written")
@@ -107,26 +107,23 @@ class RecordWriter:
             writer.close()
         if verify is not None:
             verify(RecordSource([writer.path for writer in self._writers], metadata, origin=self.name))
-        # The old dataset of this name goes before the new one comes, its json first, so that no json ever
-        # describes shards of another writing. A kill in between leaves no json: the dataset is not there.
+        names = [shard_name(self.name, i, len(self._writers)) for i in range(len(self._writers))]
+        said = {"name": self.name, "count": self.count, "shards": names, **metadata}
+        partial = posixpath.join(self._partial, "json")
+        # What can fail comes first: until everything new is on disk the old dataset of this name stays.
+        with tf.io.gfile.GFile(partial, "wb") as file:
+            file.write(_encoded(said, self.name))
+        # The old dataset goes before the new one comes, its json first, so that no json ever describes shards of another
+        # writing. A kill in between leaves no json: the dataset is not there.
         path = posixpath.join(self.folder, f"{self.name}.json")
         if tf.io.gfile.exists(path):
             tf.io.gfile.remove(path)
         for old in tf.io.gfile.glob(posixpath.join(self.folder, f"{self.name}-?????-of-?????.tfrecord*")):
             tf.io.gfile.remove(old)
-        names = [shard_name(self.name, i, len(self._writers)) for i in range(len(self._writers))]
         for writer, name in zip(self._writers, names, strict=True):
             for suffix in (INDEX_SUFFIX, ""):
                 target = posixpath.join(self.folder, name) + suffix
                 tf.io.gfile.rename(writer.path + suffix, target, overwrite=True)
-        text = json.dumps(
-            {"name": self.name, "count": self.count, "shards": names, **metadata},
-            ensure_ascii=False,
-            indent=1,
-        )
-        partial = posixpath.join(self._partial, "json")
-        with tf.io.gfile.GFile(partial, "w") as file:
-            file.write(text + "\n")
         tf.io.gfile.rename(partial, path, overwrite=True)
         self._finished = True
         self._clear()
@@ -152,6 +149,17 @@ class RecordWriter:
     def _clear(self) -> None:
         if tf.io.gfile.exists(self._partial):
             tf.io.gfile.rmtree(self._partial)
+
+
+def _encoded(said: Mapping, name: str) -> bytes:
+    """A dataset's json as it stands in the file."""
+    try:
+        return (json.dumps(said, ensure_ascii=False, indent=1) + "\n").encode()
+    except UnicodeEncodeError as error:
+        near = error.object[max(error.start - 40, 0) : error.end + 40]
+        raise ValueError(
+            f"dataset {name}: its json would hold {near!a}, which is no UTF-8: mend that name, label or path"
+        ) from error
 
 
 class RecordSource:

@@ -358,6 +358,19 @@ def test_labels_of_tables(tmp_path):
         list(Tables([str(tmp_path / "t.tsv")], "tsv", Columns(label="nothing"), LabelTable()).rows())
 
 
+def test_a_label_that_is_no_utf8_is_one_bad_row(tmp_path):
+    (tmp_path / "p.png").write_bytes(png(smooth(RNG, 8, 8)))
+    rows = [
+        b"id,file,text,what",
+        *(b"%d,p.png,a thing,red" % n for n in range(9)),
+        b"9,p.png,a thing,caf\xe9",
+    ]
+    (tmp_path / "t.csv").write_bytes(b"\n".join(rows))
+    records, facts, bad = converted(reader("csv", str(tmp_path / "t.csv"), label="what"), tmp_path / "out")
+    assert len(records) == 9 and facts["label_names"] == ["red"]
+    assert [(reject["cause"], reject["row"], reject["line"]) for reject in bad] == [("bad encoding", 9, 11)]
+
+
 def test_base64_in_json_lines(tmp_path):
     rows = pairs(20, {}, RNG, share=0.0)
     path = damaged_pairs.jsonl_base64(rows, tmp_path / "a.jsonl")

@@ -287,6 +287,16 @@ def test_refused_by_verify_the_old_dataset_stays(tmp_path):
     assert not (tmp_path / ".t.partial").exists()
 
 
+@pytest.mark.parametrize("fact", ["caf\udce9", {1, 2}])
+def test_metadata_that_no_json_can_hold_leave_the_old_dataset(tmp_path, fact):
+    path = write(tmp_path, [b"old"] * 3, shards=3)
+    with pytest.raises((ValueError, TypeError)), RecordWriter(str(tmp_path), "t") as writer:
+        writer.write(b"new")
+        writer.finish(label_names=[fact])
+    assert RecordSource.open(path).read(np.arange(3)) == [b"old"] * 3
+    assert not (tmp_path / ".t.partial").exists()
+
+
 def test_a_killed_writer_leaves_no_dataset_and_the_next_one_clears_up(tmp_path):
     code = f"""
         import os, signal

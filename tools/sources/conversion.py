@@ -17,7 +17,7 @@ from basic_tf.machine import cores
 from tools.sources.filters import CaptionCounts, Filters
 from tools.sources.likeness import EvaluationPictures
 from tools.sources.rejects import RejectLog
-from tools.sources.rows import BadRow, Row
+from tools.sources.rows import BadRow, Row, whole_text
 
 _AHEAD = 8  # rows checked ahead, per thread
 
@@ -106,15 +106,6 @@ def convert(
                 settle()
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
-
-
-def whole_text(text: str) -> str:
-    """The text without spaces around it. BadRow if bytes in it were no UTF-8 (they came as lone surrogates)."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise BadRow("bad encoding", f"no UTF-8: {text[:80]!a}") from error
-    return text.strip()
 
 
 def _blank(caption: str) -> bool:

@@ -23,6 +23,15 @@ class BadRow(ValueError):
         self.where = dict(where or {})
 
 
+def whole_text(text: str) -> str:
+    """The text without spaces around it. BadRow if bytes in it were no UTF-8 (they came as lone surrogates)."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise BadRow("bad encoding", f"no UTF-8: {text[:80]!a}") from error
+    return text.strip()
+
+
 class Picture(NamedTuple):
     """An encoded picture whose bytes are at hand already."""
 
@@ -59,11 +68,13 @@ class LabelTable:
         self._numbers = {name: number for number, name in enumerate(self.names)}
 
     def numbers(self, values) -> tuple[int, ...]:
-        """The numbers of one value or of a list of values; none of None and of blank ones."""
+        """The numbers of one value or of a list of values; none of None and of blank ones. BadRow."""
         if values is None:
             return ()
         values = values if isinstance(values, list | tuple) else [values]
-        return tuple(self._number(str(value).strip()) for value in values if str(value).strip())
+        # Checked as captions are: a name that is no UTF-8 would make the whole dataset's json impossible to write.
+        texts = [whole_text(str(value)) for value in values]
+        return tuple(self._number(text) for text in texts if text)
 
     def _number(self, value: str) -> int:
         if value in self._numbers:
