@@ -14,9 +14,9 @@ import tensorflow as tf
 
 from basic_tf.data.batches import ContrastiveBatches
 from basic_tf.data.captions import CaptionChoice
-from basic_tf.data.examples import IMG2DATASET, parse_example
+from basic_tf.data.examples import IMG2DATASET, FeatureKeys, parse_example, serialize_example
 from basic_tf.data.images import ImageAugmentation
-from basic_tf.data.records import RecordSource
+from basic_tf.data.records import RecordSource, RecordWriter
 from tests.data import damaged_pairs
 from tests.data.damaged_pairs import WAYS, Pair, pairs, sample, tar_of, write
 from tests.data.pictures import jpeg, png, smooth
@@ -220,6 +220,34 @@ def test_what_img2dataset_wrote_is_read_as_it_is(tmp_path):
         f"{n:09d}": picture for n, picture in enumerate(pictures)
     }
     assert records["000000007"].captions == ("photo number 7",) and not bad
+
+
+def test_labels_of_records_stay_whoever_names_them(tmp_path):
+    labels = [(0,), (1, 0), (), (1,)]
+
+    def written(name, labels, **facts):
+        with RecordWriter(str(tmp_path), name) as writer:
+            for n, own in enumerate(labels):
+                writer.write(serialize_example(png(smooth(RNG, 8, 8)), [f"text {n}"], own, str(n)))
+            return writer.finish(**facts)
+
+    def copied(path):
+        source = RecordFiles(path, FeatureKeys())
+        records, facts, bad = converted(source, tmp_path / "out", max_reject_share=0.5, facts=source.facts)
+        return (
+            [tuple(records[key].labels.tolist()) for key in sorted(records)],
+            facts,
+            [r["cause"] for r in bad],
+        )
+
+    classes = [{"name": "cat"}, {"name": "dog"}]
+    found, facts, bad = copied(written("test_a", [*labels, (2,)], classes=classes))
+    assert found == labels and facts["classes"] == classes and "label_names" not in facts
+    assert bad == ["unknown label"]
+    path = written("b", [*labels, (2,)], label_names=["x", "y"])
+    found, facts, bad = copied(path)
+    assert found == labels and facts["label_names"] == ["x", "y"] and bad == ["unknown label"]
+    assert copied(path.replace(".json", "-*.tfrecord"))[0] == [*labels, (2,)]
 
 
 class _WordCounter:

@@ -18,9 +18,10 @@ class RecordFiles:
         # Damaged records are ours to count: the source's own budget must not end the reading.
         self._source = RecordSource.open(path, max_damaged_fraction=1.0)
         self._keys, self.total = keys, self._source.count
-        names = self._source.metadata.get("label_names")
-        self.labels = LabelTable(list(names) if names else None)
-        self._labelled = bool(names)
+        said = self._source.metadata
+        self.labels = LabelTable(list(said.get("label_names") or ()) or None)
+        # A test's labels are numbers of its `classes`; those of bare shards can be anything. None gets lost.
+        self._known = len(self.labels.names or said.get("classes") or ()) or None
         # What the json says of its records stays true of some of them; what it says of its files does not.
         own = ("name", "count", "shards", "label_names", "filters", "conversion", "near_duplicates")
         self.facts = {key: value for key, value in self._source.metadata.items() if key not in own}
@@ -40,8 +41,8 @@ class RecordFiles:
                 except ValueError as error:
                     yield BadRow("unreadable record", str(error), where)
                     continue
-                labels = tuple(record.labels.tolist()) if self._labelled else ()
-                if any(not 0 <= label < len(self.labels.names) for label in labels):
-                    yield BadRow("unknown label", f"{labels} of {len(self.labels.names)}", where)
+                labels = tuple(record.labels.tolist())
+                if self._known and any(not 0 <= label < self._known for label in labels):
+                    yield BadRow("unknown label", f"{labels} of {self._known}", where)
                     continue
                 yield Row(where, Picture(record.image), record.captions, labels, record.id)
