@@ -51,10 +51,13 @@ def run(
     from basic_tf.data.records import RecordSource, RecordWriter, parse_example, serialize_example
     from basic_tf.data.subset import Subset
     from basic_tf.randomness import step_key_numpy
+    from tools.pairs.files import matching
+    from tools.sources.places import refuse_overwriting
 
     begin = time.perf_counter()
     tower, augmentation, checkpoint = runs.load_image_tower(stage_dir)
     source = RecordSource.open(input_json)
+    refuse_overwriting(matching([input_json]), output_dir, name)
     source = source if share == 1.0 else Subset(source, stop=share)
     embed = tf.function(lambda images: tower.forward(images)[0], autograph=False)
     side = 2 * augmentation.output_size

@@ -34,6 +34,7 @@ from tools.sources.conversion import Check
 from tools.sources.dataset import write_dataset
 from tools.sources.filters import ALIGN, Filters
 from tools.sources.likeness import EvaluationPictures
+from tools.sources.places import refuse_overwriting
 from tools.sources.rejects import TooManyRejectsError
 from tools.sources.rows import LabelTable
 
@@ -109,6 +110,7 @@ def main(argv):
         raise app.UsageError(f"unexpected arguments {argv[1:]}: patterns go into --input, in quotes")
     try:
         source = reader()
+        refuse_overwriting(matching(_INPUT.value), _OUTPUT.value, _NAME.value)
         write_dataset(
             source,
             Check(filters(), None, _SMALLEST.value, _PIXELS.value, evaluation()),

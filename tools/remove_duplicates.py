@@ -28,6 +28,7 @@ from tools.pairs.record_files import RecordFiles
 from tools.sources.conversion import Check
 from tools.sources.dataset import write_dataset
 from tools.sources.likeness import EvaluationPictures
+from tools.sources.places import refuse_overwriting
 from tools.sources.rejects import TooManyRejectsError
 
 _INPUT = flags.DEFINE_string("input", None, "The dataset's json.", required=True)
@@ -46,11 +47,10 @@ def main(argv):
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}: patterns go into --against, in quotes")
     try:
-        if posixpath.normpath(posixpath.dirname(_INPUT.value)) == posixpath.normpath(_OUTPUT.value):
-            raise ValueError(f"--output_dir={_OUTPUT.value} is the input's own folder: name another one")
+        name = posixpath.basename(_INPUT.value).removesuffix(".json")
+        refuse_overwriting([_INPUT.value], _OUTPUT.value, name)
         source = RecordFiles(_INPUT.value, FeatureKeys())
         evaluation = EvaluationPictures(matching(_AGAINST.value), _SIMILARITY.value, _DISTANCE.value)
-        name = posixpath.basename(_INPUT.value).removesuffix(".json")
         write_dataset(
             source,
             Check(smallest_side=1, evaluation=evaluation),

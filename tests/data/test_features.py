@@ -1,14 +1,20 @@
 """Subsets by hash, and batches of features in place of pictures."""
 
+import types
+
 import numpy as np
 import pytest
 
+from basic_tf import runs
 from basic_tf.data.examples import serialize_example
 from basic_tf.data.features import FeatureBatches
 from basic_tf.data.images import ImageAugmentation
 from basic_tf.data.memory import InMemorySource
 from basic_tf.data.mixture import MixedSource
+from basic_tf.data.records import RecordSource, RecordWriter
 from basic_tf.data.subset import Subset
+from tests.data.pictures import png, smooth
+from tools import prepare_features
 
 RNG = np.random.default_rng()
 VIEWS, WIDTH = 3, 5
@@ -114,3 +120,31 @@ def test_mixtures_of_features_and_datasets_of_pictures():
     assert "mixture/one_examples" in batches(mixed, 16).scalars(1)
     with pytest.raises(ValueError, match="prepare_features"):
         batches(InMemorySource([serialize_example(b"x", ["a"])], {"name": "photos"}), 1)
+
+
+class Pixels:
+    """An image tower whose features are the pixels."""
+
+    def forward(self, images):
+        import tensorflow as tf
+
+        return tf.reshape(tf.cast(images, tf.float32), [tf.shape(images)[0], -1]), None
+
+
+@pytest.fixture
+def drawn(tmp_path, monkeypatch):
+    """The json of a dataset of three pictures; the stage's augmentation is a strong one."""
+    augmentation = ImageAugmentation(8, (0.3, 0.6), rotation=40, flip=True, erase_probability=1.0)
+    monkeypatch.setattr(runs, "load_image_tower", lambda _: (Pixels(), augmentation, "a checkpoint"))
+    with RecordWriter(str(tmp_path), "train") as writer:
+        for n in range(3):
+            writer.write(serialize_example(png(smooth(RNG, 16, 16, 0.2)), [f"a {n}"], [], str(n)))
+        return types.SimpleNamespace(json=writer.finish(), augmentation=augmentation)
+
+
+def test_features_do_not_replace_the_pictures_they_are_made_of(drawn, tmp_path):
+    with pytest.raises(ValueError, match="would replace its own input"):
+        prepare_features.run("stage", drawn.json, str(tmp_path))
+    assert (
+        RecordSource.open(drawn.json).count == 3 and "features" not in RecordSource.open(drawn.json).metadata
+    )

@@ -28,6 +28,7 @@ from tools.pairs.tars import Damage, Member, WebDataset, members
 from tools.sources.conversion import Check
 from tools.sources.dataset import write_dataset
 from tools.sources.filters import ALIGN, Filters
+from tools.sources.places import refuse_overwriting
 from tools.sources.rejects import TooManyRejectsError
 from tools.sources.rows import BadRow, LabelTable
 
@@ -481,6 +482,35 @@ def test_an_input_that_is_not_there():
         matching(["/nowhere/x.csv"])
     with pytest.raises(BadRow, match="a URL, not a file"):
         PictureFile("", "https://example.com/a.jpg")
+
+
+def test_no_tool_writes_over_its_own_input(tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "data")
+    own = [tmp_path / "data" / name for name in ("t.json", "t-00000-of-00001.tfrecord", "t.rejects.jsonl")]
+    for path in own:
+        path.write_text("old")
+        for folder in (tmp_path / "data", tmp_path / "link", f"{tmp_path}/x/../data/"):
+            with pytest.raises(ValueError, match=f"would replace its own input {path}: name another folder"):
+                refuse_overwriting([str(path)], str(folder), "t")
+    with pytest.raises(ValueError, match="its own input"):
+        refuse_overwriting(["gs://b/a/t.json"], "gs://b/a/", "t")
+    refuse_overwriting([*map(str, own), "gs://b/a/t.json"], "gs://b/b", "t")
+    refuse_overwriting(list(map(str, own)), str(tmp_path / "data"), "u")
+
+
+@pytest.mark.parametrize("pattern", ["train.json", "train-*.tfrecord"])
+def test_the_command_does_not_replace_its_input(pattern, tmp_path):
+    with RecordWriter(str(tmp_path), "train") as writer:
+        for n in range(3):
+            writer.write(serialize_example(png(smooth(RNG, 8, 8)), ["a text"], [], str(n)))
+        writer.finish()
+    command = [sys.executable, "tools/prepare_pairs.py", f"--output_dir={tmp_path}", "--limit=1"]
+    done = subprocess.run(
+        [*command, f"--input={tmp_path}/{pattern}"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1 and "would replace its own input" in done.stderr
+    assert RecordSource.open(str(tmp_path / "train.json")).count == 3
 
 
 def test_the_command(tmp_path):
