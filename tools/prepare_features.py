@@ -75,8 +75,9 @@ def run(
             rows = indices.astype(np.int32)
             found = []
             for view in range(views):
-                choices = augmentation.choices(step_key_numpy(seed, view), rows, central=view == 0)
-                warped = (augmentation if view else augmentation.evaluation()).warp(pictures, choices)
+                how = augmentation if view else augmentation.evaluation()
+                choices = how.choices(step_key_numpy(seed, view), rows, central=view == 0)
+                warped = how.warp(pictures, choices)
                 found.append(embed(tf.constant(warped)).numpy().astype(np.float16))
             features = np.stack(found, axis=1)  # [n, V, D]
             if not np.isfinite(features).all():

@@ -6,13 +6,15 @@ import numpy as np
 import pytest
 
 from basic_tf import runs
+from basic_tf.data.decoding import decode, framed
 from basic_tf.data.examples import serialize_example
 from basic_tf.data.features import FeatureBatches
 from basic_tf.data.images import ImageAugmentation
 from basic_tf.data.memory import InMemorySource
 from basic_tf.data.mixture import MixedSource
-from basic_tf.data.records import RecordSource, RecordWriter
+from basic_tf.data.records import RecordSource, RecordWriter, parse_example
 from basic_tf.data.subset import Subset
+from basic_tf.randomness import step_key_numpy
 from tests.data.pictures import png, smooth
 from tools import prepare_features
 
@@ -148,3 +150,22 @@ def test_features_do_not_replace_the_pictures_they_are_made_of(drawn, tmp_path):
     assert (
         RecordSource.open(drawn.json).count == 3 and "features" not in RecordSource.open(drawn.json).metadata
     )
+
+
+def test_the_first_view_is_the_one_of_evaluation_without_chance(drawn, tmp_path):
+    path = prepare_features.run(
+        "stage", drawn.json, str(tmp_path / "out"), views=2, seed=int(RNG.integers(99))
+    )["path"]
+    made, pictures = RecordSource.open(path), RecordSource.open(drawn.json)
+    evaluation = drawn.augmentation.evaluation()
+    for row in range(3):
+        payload = pictures.read(np.array([row]))[0]
+        picture = framed(decode(parse_example(payload).image), 16, "stretch")
+        choices = evaluation.choices(step_key_numpy(0, 0), np.array([0], np.int32), central=True)
+        first, second = np.frombuffer(parse_example(made.read(np.array([row]))[0]).image, np.float16).reshape(
+            2, -1
+        )
+        np.testing.assert_array_equal(
+            first, evaluation.warp([picture], choices).reshape(-1).astype(np.float16)
+        )
+        assert not np.array_equal(first, second)
