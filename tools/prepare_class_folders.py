@@ -5,10 +5,11 @@
       --classes=objectnet --crop_border=2
 
 Writes `test_<name>.json` and its records, for `python -m basic_tf.evaluate --data_dir=data/public --tests=<name>`. A
-class's name is its folder's, underscores as spaces; with --classes=objectnet only the 113 folders that show classes of
-ImageNet are taken, with the names of tools/prompts/objectnet.json. --crop_border takes so many pixels off each side (and
-stores a PNG): ObjectNet's pictures have a red frame of 2. A file that is no picture ends it, by name, and no test is left
-behind.
+class's name is its folder's (hidden ones are left out), underscores as spaces; with --classes=objectnet only the 113
+folders that show classes of ImageNet are taken, with the names of tools/prompts/objectnet.json. --crop_border takes so many
+pixels off each side (and stores a PNG, turned as the camera was held): ObjectNet's pictures have a red frame of 2. Every
+picture is decoded in full: a damaged one ends it, by name, and no test is left behind. Files that are not named like
+pictures are counted.
 """
 
 import io
@@ -21,6 +22,8 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 from absl import app, flags
 
+from tools.pairs.files import PICTURE_ENDINGS, ending, is_hidden
+
 _IMAGES = flags.DEFINE_string("images", None, "The folder of class folders.", required=True)
 _NAME = flags.DEFINE_string(
     "name", None, "Name of the test: birdsnap, objectnet, ucf101, or your own.", required=True
@@ -32,12 +35,13 @@ _CLASSES = flags.DEFINE_enum(
 _CROP_BORDER = flags.DEFINE_integer("crop_border", 0, "Pixels to take off each side.", 0)
 _SHARD_RECORDS = 4096
 _OBJECTNET = os.path.join(os.path.dirname(os.path.abspath(__file__)), "prompts", "objectnet.json")
-_PICTURES = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp")
 
 
 def class_folders(images: str, classes: str) -> list[tuple[str, str]]:
     """(folder, class name), sorted by folder. ValueError if one is missing or there are fewer than two."""
-    present = sorted(entry.name for entry in os.scandir(images) if entry.is_dir())
+    present = sorted(
+        entry.name for entry in os.scandir(images) if entry.is_dir() and not is_hidden(entry.name)
+    )
     if classes == "folders":
         found = [(folder, " ".join(folder.replace("_", " ").split())) for folder in present]
     else:
@@ -55,15 +59,18 @@ def class_folders(images: str, classes: str) -> list[tuple[str, str]]:
 
 def picture(path: str, border: int) -> bytes:
     """The file's bytes, or a PNG of it without its border. ValueError if it is no picture, or smaller than the border."""
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    from basic_tf.data.decoding import PictureError, decode
 
     with open(path, "rb") as file:
         content = file.read()
     try:
+        if not border:
+            decode(content)  # to the last pixel, as evaluation will
+            return content
         with Image.open(io.BytesIO(content)) as image:
-            if not border:
-                image.verify()
-                return content
+            image = ImageOps.exif_transpose(image)  # a PNG has no place for the camera's rotation
             width, height = image.size
             if min(width, height) <= 2 * border:
                 raise ValueError(
@@ -72,7 +79,7 @@ def picture(path: str, border: int) -> bytes:
             buffer = io.BytesIO()
             image.convert("RGB").crop((border, border, width - border, height - border)).save(buffer, "PNG")
             return buffer.getvalue()
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+    except (PictureError, UnidentifiedImageError, OSError, SyntaxError) as error:
         raise ValueError(f"{path} is no whole picture: {error}") from error
 
 
@@ -83,15 +90,21 @@ def write(images: str, name: str, output_dir: str, classes: str, border: int) ->
     from basic_tf.data.records import RecordWriter, serialize_example
 
     folders = class_folders(images, classes)
-    files = [
+    found = [
         (label, folder, file)
         for label, (folder, _) in enumerate(folders)
         for file in sorted(os.listdir(os.path.join(images, folder)))
-        if file.lower().endswith(_PICTURES)
+        if not is_hidden(file)
     ]
+    files = [item for item in found if ending(item[2]) in PICTURE_ENDINGS]
     if not files:
         raise ValueError(
-            f"{images}: no picture in its class folders (names ending in {', '.join(_PICTURES)})"
+            f"{images}: no picture in its class folders (names ending in {', '.join(PICTURE_ENDINGS)})"
+        )
+    if len(files) < len(found):
+        other = next(f"{folder}/{file}" for _, folder, file in found if ending(file) not in PICTURE_ENDINGS)
+        print(
+            f"{len(found) - len(files):,} files are not named like pictures and are left out, such as {other}"
         )
     with RecordWriter(output_dir, f"test_{name}", records_per_shard=_SHARD_RECORDS) as writer:
         for label, folder, file in track(files, f"writing test_{name}"):

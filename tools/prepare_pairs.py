@@ -40,7 +40,7 @@ from tools.sources.rows import LabelTable
 
 TOOL_VERSION = "1"
 _FORMATS = ("webdataset", "csv", "tsv", "jsonl", "parquet", "folders", "tfds", "records", "img2dataset")
-_ENDINGS = {"tar": "webdataset", "gz": "webdataset", "tgz": "webdataset", "tsv": "tsv", "csv": "csv"}
+_ENDINGS = {"tar": "webdataset", "tgz": "webdataset", "tsv": "tsv", "csv": "csv"}
 _ENDINGS |= {
     "jsonl": "jsonl",
     "ndjson": "jsonl",
@@ -164,8 +164,13 @@ def reader():
     if not _INPUT.value:
         raise ValueError("nothing to read: give --input (or --format=tfds --tfds_name=...)")
     first = _INPUT.value[0]
+    packed = [path for path in _INPUT.value if path.endswith(".gz") and not path.endswith(".tar.gz")]
+    if packed and kind != "webdataset":
+        raise ValueError(
+            f"--input={packed[0]} is compressed, which is read of .tar.gz and .tgz alone: unpack it first (gunzip)"
+        )
     if kind is None:
-        kind = "folders" if tf.io.gfile.isdir(first) else _ENDINGS.get(ending(first))
+        kind = "folders" if tf.io.gfile.isdir(first) else _ENDINGS.get(ending(first.removesuffix(".gz")))
         if kind is None:
             raise ValueError(
                 f"--input={first} has an unknown ending: say what it is with --format={'|'.join(_FORMATS)}"

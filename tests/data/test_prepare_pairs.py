@@ -11,6 +11,7 @@ import tarfile
 import numpy as np
 import pytest
 import tensorflow as tf
+from absl.testing import flagsaver
 
 from basic_tf.data.batches import ContrastiveBatches
 from basic_tf.data.captions import CaptionChoice
@@ -20,6 +21,7 @@ from basic_tf.data.records import RecordSource, RecordWriter
 from tests.data import damaged_pairs
 from tests.data.damaged_pairs import WAYS, Pair, pairs, sample, tar_of, write
 from tests.data.pictures import jpeg, png, smooth
+from tools import prepare_pairs
 from tools.pairs.files import PictureFile, matching
 from tools.pairs.folders import ClassFolders
 from tools.pairs.record_files import RecordFiles
@@ -135,6 +137,41 @@ def test_a_truncated_tar_is_said_to_be_one_and_what_it_has_is_used(zipped, tmp_p
     assert 0 < len(records) < 30 and "truncated tar" in [r["cause"] for r in bad]
     assert len(bad) <= 2  # the cut, and the sample that it went through
     assert sorted(records) == [f"{n:03d}" for n in range(len(records))]
+
+
+def test_members_of_a_tar_that_belong_to_no_sample_are_counted_and_part_none(tmp_path):
+    kept = samples(3)
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+
+        def add(name, data):
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+
+        add("README", b"what this is")
+        for one in kept:
+            for end in ("jpg", "txt"):  # as a Mac writes them
+                add(f"./._{one['__key__']}.{end}", b"Mac OS X")
+                add(f"./{one['__key__']}.{end}", one[end])
+        add(".DS_Store", b"Mac OS X")
+    source = reader("webdataset", str(tmp_path / "a.tar"))
+    records, facts, out = converted(source, tmp_path / "out", max_reject_share=0.0)
+    assert {name: record.image for name, record in records.items()} == {
+        f"./{one['__key__']}": one["jpg"] for one in kept
+    }
+    assert facts["conversion"]["filtered"] == {"no part of a sample": 8} and facts["conversion"]["bad"] == {}
+    assert "README" in out[0]["detail"] and len(out) == 1
+
+
+def test_a_damaged_gzip_is_a_bad_row(tmp_path):
+    """Damage inside the deflate stream is zlib.error, which is no OSError."""
+    buffer = io.BytesIO()
+    tar_of(samples(30), buffer)
+    data = bytearray(gzip.compress(buffer.getvalue(), mtime=0))
+    data[len(data) // 2 : len(data) // 2 + 200] = b"\xff" * 200
+    (tmp_path / "a.tar.gz").write_bytes(data)
+    *_, last = reader("webdataset", str(tmp_path / "a.tar.gz")).rows()
+    assert isinstance(last, BadRow) and last.cause == "damaged gzip"
 
 
 @pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
@@ -278,6 +315,34 @@ def test_class_folders_become_labels(tmp_path):
     assert [(r["cause"], r["file"].split("/")[-1]) for r in bad] == [("no picture's file name", "notes.doc")]
     mixed = [row.id for row in source.rows() if not isinstance(row, BadRow)]
     assert sorted(mixed) == sorted(pictures) and mixed != sorted(pictures)
+
+
+def test_folders_as_people_have_them(tmp_path, caplog):
+    for path in (
+        "cats/a.jfif",
+        "cats/.ipynb_checkpoints/a.jpg",
+        "__MACOSX/cats/a.jpg",
+        ".git/b.jpg",
+        "loose.jpg",
+    ):
+        (tmp_path / "in" / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "in" / path).write_bytes(jpeg(smooth(RNG, 9, 9)))
+    (tmp_path / "in/README.md").write_text("?")
+    with caplog.at_level("WARNING"):
+        source = ClassFolders(str(tmp_path / "in"), LabelTable())
+    records, facts, bad = converted(source, tmp_path / "out", max_reject_share=0.5)
+    assert list(records) == ["cats/a.jfif"] and facts["label_names"] == ["cats"]
+    assert [(r["cause"], r["file"].split("/")[-1]) for r in bad] == [("not in a class folder", "loose.jpg")]
+    assert len([r for r in caplog.records if "hidden folders are left out" in r.getMessage()]) == 1
+
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    (flat / "a.jpg").write_bytes(jpeg(smooth(RNG, 9, 9)))
+    (flat / "a.txt").write_text("a thing")
+    with pytest.raises(ValueError, match=r"holds no folder with files: expected .*--nofolder_labels"):
+        ClassFolders(str(flat), LabelTable())
+    records, facts, bad = converted(ClassFolders(str(flat), LabelTable(), labelled=False), tmp_path / "out")
+    assert records["a.jpg"].captions == ("a thing",) and "label_names" not in facts and not bad
 
 
 def tfds_set(folder, name, features, examples):
@@ -475,6 +540,37 @@ def test_rows_lost_in_a_damaged_parquet_file_are_counted(tmp_path):
     (tmp_path / "pairs.parquet").write_bytes(data)
     records, facts, bad = converted(reader("parquet", path), tmp_path / "out", max_reject_share=1.0)
     assert 0 < len(records) < 400 and facts["conversion"]["rows"] == 400 and bad
+
+
+def test_tables_that_begin_with_a_mark_of_windows(tmp_path):
+    (tmp_path / "p.png").write_bytes(png(smooth(RNG, 8, 8)))
+    (tmp_path / "t.csv").write_text('"file","text"\r\n"p.png","a thing"\r\n', "utf-8-sig")
+    (tmp_path / "t.jsonl").write_text('{"file": "p.png", "text": "a thing"}\n', "utf-8-sig")
+    for kind in ("csv", "jsonl"):
+        records, _, bad = converted(reader(kind, str(tmp_path / f"t.{kind}")), tmp_path / kind)
+        assert records["p.png"].captions == ("a thing",) and not bad
+
+
+def test_a_file_that_is_named_like_a_pattern(tmp_path):
+    for name in ("pairs [2023].csv", "pairs 2.csv"):
+        (tmp_path / name).write_text("x")
+    assert matching([f"{tmp_path}/pairs [2023].csv"]) == [f"{tmp_path}/pairs [2023].csv"]
+    assert matching([f"{tmp_path}/pairs [2]*"]) == [f"{tmp_path}/pairs 2.csv"]
+
+
+@flagsaver.flagsaver
+def test_a_compressed_table_is_no_tar(tmp_path):
+    def opened(*arguments):
+        prepare_pairs.flags.FLAGS(["prepare_pairs", "--output_dir=x", *arguments])
+        return prepare_pairs.reader()
+
+    for more in ([], ["--format=csv"]):
+        with pytest.raises(ValueError, match=r"pairs\.csv\.gz is compressed.*unpack it first"):
+            opened(f"--input={tmp_path}/pairs.csv.gz", *more)
+    prepare_pairs.flags.FLAGS["format"].unparse()
+    with gzip.open(tmp_path / "a.tar.gz", "wb") as file:
+        tar_of(samples(2), file)
+    assert len(list(opened(f"--input={tmp_path}/a.tar.gz").rows())) == 2
 
 
 def test_an_input_that_is_not_there():

@@ -50,6 +50,40 @@ def test_objectnet_loses_its_frame_and_its_other_folders(tmp_path):
         prepare_class_folders.write(str(images), "objectnet", str(tmp_path), "objectnet", 2)
 
 
+def test_folders_as_people_have_them(tmp_path, capsys):
+    images = tmp_path / "images"
+    for path in ("a/x.jpg", "a/y.png", "b/x.png", ".ipynb_checkpoints/x.png", "__MACOSX/x.png"):
+        save(images / path, (9, 9))
+    (images / "a/x.jpg").rename(images / "a/x.jfif")
+    (images / "b/._x.png").write_bytes(b"Mac OS X")
+    (images / "b/notes.txt").write_text("?")
+    assert prepare_class_folders.write(str(images), "t", str(tmp_path / "out"), "folders", 0) == 3
+    assert datasets.open_test(str(tmp_path / "out"), "t").classes == ("a", "b")
+    assert (
+        "1 files are not named like pictures and are left out, such as b/notes.txt" in capsys.readouterr().out
+    )
+
+
+@pytest.mark.parametrize("border", [0, 1])
+def test_a_jpeg_cut_in_its_scan_data_is_no_whole_picture(border, tmp_path):
+    """Its header is whole: only decoding it in full tells."""
+    save(tmp_path / "x.jpg", (90, 90))
+    content = (tmp_path / "x.jpg").read_bytes()
+    (tmp_path / "x.jpg").write_bytes(content[: len(content) * 2 // 3])
+    with pytest.raises(ValueError, match=r"x\.jpg is no whole picture"):
+        prepare_class_folders.picture(str(tmp_path / "x.jpg"), border)
+
+
+def test_a_picture_without_its_border_stands_as_the_camera_was_held(tmp_path):
+    pixels = save(tmp_path / "x.png", (20, 30))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn it by 90 degrees clockwise to see it upright
+    Image.fromarray(pixels).save(tmp_path / "x.png", exif=exif)
+    content = prepare_class_folders.picture(str(tmp_path / "x.png"), 2)
+    found = np.asarray(Image.open(io.BytesIO(content)))
+    np.testing.assert_array_equal(found, np.rot90(pixels, -1)[2:-2, 2:-2])
+
+
 def test_bad_pictures_leave_nothing_behind(tmp_path):
     images = tmp_path / "images"
     save(images / "a" / "x.png", (9, 9))

@@ -71,7 +71,7 @@ class Tables:
             raise ValueError(
                 f"{path} is empty or no table: expected the names of the columns in its first line"
             )
-        header = [name.strip().removeprefix("\ufeff") for name in header]
+        header = [name.strip() for name in header]
         chosen = self._chosen(path, header)
         for where, cells in parsed:
             if isinstance(cells, BadRow):

@@ -8,13 +8,14 @@ import gzip
 import json
 import posixpath
 import tarfile
+import zlib
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import tensorflow as tf
 
-from tools.pairs.files import PICTURE_ENDINGS
-from tools.sources.rows import BadRow, LabelTable, Picture, Row
+from tools.pairs.files import PICTURE_ENDINGS, is_hidden
+from tools.sources.rows import FILTERED, BadRow, LabelTable, Picture, Row
 
 _BLOCK = 512
 _REGULAR = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
@@ -116,13 +117,15 @@ class WebDataset:
                 zipped = path.endswith((".gz", ".tgz"))
                 try:
                     yield from self._samples(path, gzip.GzipFile(fileobj=raw, mode="rb") if zipped else raw)
-                except (EOFError, gzip.BadGzipFile, OSError) as error:
+                except (EOFError, zlib.error, OSError) as error:
                     if not zipped:
                         raise
-                    yield BadRow("truncated tar", f"gzip: {error}", {"file": path})
+                    cause = "truncated tar" if isinstance(error, EOFError) else "damaged gzip"
+                    yield BadRow(cause, f"what follows is lost: {error}", {"file": path})
 
     def _samples(self, path: str, file) -> Iterator[Row | BadRow]:
         key, group = None, {}
+        left_out = []  # README, ._000017.jpg of a Mac: they lie between samples, or between the files of one
         for member in members(file):
             if isinstance(member, Damage):
                 if group:
@@ -132,6 +135,9 @@ class WebDataset:
                 continue
             folder, name = posixpath.split(member.name)
             stem, _, ending = name.partition(".")
+            if is_hidden(name) or not ending:
+                left_out.append(member.name)
+                continue
             own, ending = posixpath.join(folder, stem), ending.lower()
             if group and (own != key or ending in group):
                 yield self._sample(path, key, group)
@@ -140,6 +146,9 @@ class WebDataset:
             group[ending] = member
         if group:
             yield self._sample(path, key, group)
+        if left_out:
+            detail = f"hidden, or without an ending: {', '.join(left_out[:3])}"
+            yield BadRow("no part of a sample", detail, {"file": path}, FILTERED, len(left_out))
 
     def _sample(self, path: str, key: str, group: dict[str, Member]) -> Row | BadRow:
         where = {"file": path, "offset": min(m.offset for m in group.values()), "member": key}
