@@ -132,6 +132,47 @@ def test_captions_of_a_dataset(tool, folder, tmp_path):
     assert tool.collect([path], 10**9)[:2] == [lines[0], lines[0] + " and more"]
 
 
+def test_records_without_captions_give_the_names_of_their_labels(tool, tmp_path):
+    from basic_tf.data.records import RecordWriter
+
+    with RecordWriter(str(tmp_path), "train") as writer:
+        writer.write(serialize_example(b"x", ["a caption"], [1]))
+        writer.write(serialize_example(b"x", [" "], [1, 0]))
+        writer.write(serialize_example(b"x", [], []))
+        path = writer.finish(label_names=["red", "round thing"])
+    assert tool.collect([path], 10**9) == ["a caption", "round thing, red"]
+
+
+def test_shards_that_img2dataset_wrote(tool, tmp_path):
+    from basic_tf.data.records import IMG2DATASET, RecordWriter
+
+    for shard in range(2):
+        with RecordWriter(str(tmp_path), f"{shard}") as writer:
+            writer.write(serialize_example(b"x", [f"caption {shard}"], keys=IMG2DATASET))
+            writer.finish()
+    assert tool.collect([f"{tmp_path}/*.tfrecord"], 10**9, IMG2DATASET) == ["caption 0", "caption 1"]
+    with pytest.raises(ValueError, match="the record has jpg, key, label, txt"):
+        tool.collect([f"{tmp_path}/*.tfrecord"], 10**9)
+
+
+def test_patterns_of_text_files(tool, tmp_path):
+    for name in "ba":
+        (tmp_path / f"{name}.txt").write_text(f"from {name}\n")
+    assert tool.collect([f"{tmp_path}/*.txt"], 10**9) == ["from a", "from b"]
+
+
+def test_long_sentences_are_cut_and_not_lost(tool, tmp_path, capsys):
+    """SentencePiece leaves out what is longer, without a word."""
+    words = [f"w\u00f6rd{n}" for n in range(2000)]
+    (tmp_path / "long").write_text("short\n" + " ".join(words) + "\n" + "\u4e2d" * 3000 + "\n")
+    found = tool.collect([str(tmp_path / "long")], 10**9)
+    assert max(len(text.encode()) for text in found) <= 4192 and len(found) < 12
+    assert found[0] == "short" and " ".join(found[1:]).split()[:2000] == words
+    assert sum(text.count("\u4e2d") for text in found) == 3000
+    assert "2 sentences of more than 4,192 bytes were cut" in capsys.readouterr().out
+    assert list(tool.pieces("abc  " + "d" * 9 + " ef g", 5)) == ["abc d", "ddddd", "ddd", "ef g"]
+
+
 def test_a_large_text_is_thinned_evenly(tool, tmp_path):
     (tmp_path / "many").write_text("\n".join(map(str, range(1000))))
     kept = list(map(int, tool.collect([str(tmp_path / "many")], 300)))
@@ -142,8 +183,14 @@ def test_impossible_input_is_one_clear_line(tool, tmp_path):
     (tmp_path / "empty").write_text("\n\n")
     with pytest.raises(ValueError, match="empty holds no text"):
         tool.run([str(tmp_path / "empty")], str(tmp_path / "x.model"), SIZE)
-    with pytest.raises(FileNotFoundError, match=r"nowhere\.txt does not exist"):
+    with pytest.raises(FileNotFoundError, match=r"no file matches .*nowhere\.txt"):
         tool.run([str(tmp_path / "nowhere.txt")], str(tmp_path / "x.model"), SIZE)
+
+
+@pytest.mark.parametrize("model_type", ["unigram", "bpe"])
+def test_a_vocabulary_smaller_than_the_alphabet_is_one_clear_line(tool, folder, tmp_path, model_type):
+    with pytest.raises(ValueError, match=r"vocabulary_size=8 is too small: the characters .* are \d+ pieces"):
+        tool.run([str(folder / "text.txt")], str(tmp_path / "x.model"), 8, model_type=model_type)
 
 
 def test_files_that_are_no_model(tmp_path, model):
