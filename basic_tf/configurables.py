@@ -184,7 +184,7 @@ class Evaluation:
         if self._data_dir is None or not is_contrastive(run.stage):
             return None
         return evaluator.SuiteEvaluator(
-            encoder.ModelEncoder(run.task.model, run.batches.tokenizer, run.batches.augmentation.output_size),
+            encoder.ModelEncoder(run.task.model, run.batches.tokenizer, run.batches.augmentation),
             self._data_dir,
             prompts.load_templates(self._templates),
             run.global_step,

@@ -99,6 +99,7 @@ def run() -> None:
     """The whole recipe."""
     from basic_tf.evaluation import analysis_report, datasets, prompts, report, suite, weight_cache
     from basic_tf.evaluation import encoder as encoders
+    from basic_tf.serving import decoding
     from basic_tf.serving.saved_model import versions
 
     # What is missing is said before the model is loaded.
@@ -109,14 +110,16 @@ def run() -> None:
         from basic_tf import runs
 
         loaded = runs.load(FLAGS.model_dir, stage=FLAGS.stage, step=FLAGS.step)
-        encoder = encoders.ModelEncoder(loaded.model, loaded.tokenizer, loaded.image_size, FLAGS.batch_size)
+        encoder = encoders.ModelEncoder(loaded.model, loaded.tokenizer, loaded.view, FLAGS.batch_size)
         templates = prompts.load_templates(FLAGS.templates or "emoji")
+        view = decoding.description(loaded.view)
         provenance = {"model": FLAGS.model_dir, "stage": loaded.stage, "step": int(loaded.step)}
     else:
         encoder = encoders.SavedModelEncoder(FLAGS.saved_model, FLAGS.batch_size)
         templates = (
             prompts.load_templates(FLAGS.templates) if FLAGS.templates else encoder.metadata["templates"]
         )
+        view = encoder.metadata.get("view", "not recorded: exported by an earlier version")
         origin = {key: value for key, value in encoder.metadata["provenance"].items() if key != "config"}
         provenance = {"model": FLAGS.saved_model, **origin}
 
@@ -135,7 +138,12 @@ def run() -> None:
         keep_embeddings=FLAGS.analysis,
         keep=sys.maxsize if FLAGS.analysis else 1000,
     )
-    provenance |= {"data": FLAGS.data_dir, "temperature": encoder.temperature, "versions": versions()}
+    provenance |= {
+        "data": FLAGS.data_dir,
+        "view": view,
+        "temperature": encoder.temperature,
+        "versions": versions(),
+    }
     report.write(results, output_dir, provenance)
     if FLAGS.analysis:
         analysis_report.write(results, encoder, output_dir)

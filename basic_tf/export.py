@@ -56,7 +56,7 @@ def run() -> None:
         "config": loaded.config_text,
     }
     saved_model.export(
-        loaded.model, loaded.tokenizer, loaded.image_size, output_dir, templates, provenance, FLAGS.overwrite
+        loaded.model, loaded.tokenizer, loaded.view, output_dir, templates, provenance, FLAGS.overwrite
     )
     print(f"wrote {output_dir} (stage {loaded.stage}, step {loaded.step}, {loaded.image_size} px pictures)")
 

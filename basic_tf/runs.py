@@ -10,6 +10,7 @@ import subprocess
 import tensorflow as tf
 
 from basic_tf import configurables
+from basic_tf.data.images import ImageAugmentation
 from basic_tf.training import checkpoints, stage_run
 from basic_tf.training.stages import ConfigurationError
 
@@ -31,16 +32,22 @@ _PACKAGES = (
 class LoadedRun:
     """A trained model and what is needed to use it.
 
-    model: a DualEncoder. image_size: side of its pictures in pixels. source: the checkpoint's path.
+    model: a DualEncoder. view: its stage's augmentation without chance, at the size of the image tower. source: the
+    checkpoint's path.
     """
 
     model: object
     tokenizer: object
-    image_size: int
+    view: ImageAugmentation
     config_text: str
     source: str
     step: int
     stage: str
+
+    @property
+    def image_size(self) -> int:
+        """Side of the model's pictures in pixels."""
+        return self.view.output_size
 
 
 def _revision() -> str | None:
@@ -140,10 +147,11 @@ def load(
         checkpoints.assign(
             stage_run.trained_arrays(checkpoint, averaged), model.parameters(), checkpoint.path
         )
+        view = configurables.augmentation(name).evaluation()
         return LoadedRun(
             model,
             configurables.tokenizer(os.path.join(run_folder, TOKENIZER)),
-            model.image_tower.image_size[0],
+            dataclasses.replace(view, output_size=model.image_tower.image_size[0]),
             config_text,
             checkpoint.path,
             checkpoint.step,

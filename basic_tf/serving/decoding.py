@@ -25,6 +25,16 @@ def evaluation_view(preprocessing: ImageAugmentation | int) -> ImageAugmentation
     return preprocessing.evaluation()
 
 
+def description(view: ImageAugmentation) -> dict:
+    """What the evaluation does to a picture, for the files that say how figures or an export were made."""
+    return {
+        "output_size": view.output_size,
+        "fit": view.fit,
+        "window": view.scale[0],
+        "border": view.border,
+    }
+
+
 def decode_batch(encoded: tf.Tensor, view: ImageAugmentation) -> tf.Tensor:
     """Encoded pictures string [N] -> uint8 [N, S, S, 3].
 

@@ -40,8 +40,8 @@ class ServingModule(tf.Module):
         self, model, tokenizer, preprocessing: ImageAugmentation | int, templates: Sequence[str] = ("{}",)
     ):
         super().__init__(name="basic")
-        self._view = decoding.evaluation_view(preprocessing)
-        self.image_size = self._view.output_size
+        self.view = decoding.evaluation_view(preprocessing)
+        self.image_size = self.view.output_size
         self.tokenizer = tokenizer
         # The plain variables are what is saved: the process that loads them then needs neither Keras nor this
         # code.
@@ -54,7 +54,7 @@ class ServingModule(tf.Module):
             input_signature=[tf.TensorSpec([None, size, size, 3], tf.uint8)],
         )
         self._embed_bytes = tf.function(
-            lambda image_bytes: self._embed_pixels(decoding.decode_batch(image_bytes, self._view)),
+            lambda image_bytes: self._embed_pixels(decoding.decode_batch(image_bytes, self.view)),
             input_signature=[tf.TensorSpec([None], tf.string)],
         )
         self.tokens = tf.function(tokenizer, input_signature=[tf.TensorSpec([None], tf.string)])

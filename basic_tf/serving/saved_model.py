@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from basic_tf.data.images import ImageAugmentation
+from basic_tf.serving import decoding
 from basic_tf.serving.module import ServingModule
 
 METADATA_FILE = "basic.json"  # lies in the SavedModel's folder, so that it travels with it
@@ -42,6 +43,7 @@ def export(
     metadata = {
         "format": FORMAT,
         "image_size": module.image_size,
+        "view": decoding.description(module.view),
         "embedding_dim": embedding_dim,
         "temperature": float(np.exp(-float(module.log_inverse_temperature.numpy()))),
         "templates": list(templates),
