@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from basic_tf.evaluation import datasets, prompts
-from basic_tf.evaluation.public_sets import PUBLIC_SETS, PublicSet, plain_label
+from basic_tf.evaluation.public_sets import PUBLIC_SETS, PublicSet, camel_case_words, plain_label
 
 
 class MissingTestError(Exception):
@@ -105,7 +105,8 @@ def _from_records(spec: PublicSet, prompts_file: Prompts, data_dir: str | None):
         where = f"there is no {data_dir}/test_{spec.name}.json" if data_dir else "no --data_dir is given"
         raise MissingTestError(f"{spec.name} is not on disk: {where}{spec.preparation}")
     test = datasets.open_test(data_dir, spec.name)
-    return dataclasses.replace(test, templates=_templates(spec, prompts_file))
+    classes = tuple(map(camel_case_words, test.classes)) if spec.camel_case else test.classes
+    return dataclasses.replace(test, classes=classes, templates=_templates(spec, prompts_file))
 
 
 def _from_tfds(spec: PublicSet, prompts_file: Prompts, tfds_dir: str | None) -> TfdsTest:

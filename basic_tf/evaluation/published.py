@@ -4,6 +4,9 @@ Recollections of a paper are marked as such; nothing that is remembered with low
 """
 
 import dataclasses
+from collections.abc import Collection
+
+DIFFERS = "†"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,18 +67,22 @@ ROWS = (
 )
 
 
-def table(ours: dict[str, float], tests: tuple[str, ...], titles: dict[str, str]) -> list[str]:
+def table(
+    ours: dict[str, float], tests: tuple[str, ...], titles: dict[str, str], differing: Collection[str] = ()
+) -> list[str]:
     """Markdown lines: our figures (shares by test) in the first row, published ones below; [] if none of `tests` is ours.
 
-    tests: the columns, of which those in `ours` are shown. With all of them, a last column has their mean.
+    tests: the columns, of which those in `ours` are shown. With all of them, a last column has their mean. differing:
+    tests of which published figures carry a mark, as they are not of the same prompts or pictures as ours.
     """
     shown = [name for name in tests if name in ours]
     if not shown:
         return []
     whole = len(shown) == len(tests) > 1
 
-    def row(model: str, figures: dict[str, float], source: str) -> str:
-        cells = [f"{figures[name]:.1f}" if name in figures else "–" for name in shown]
+    def row(model: str, figures: dict[str, float], source: str, marked: Collection[str] = ()) -> str:
+        marks = dict.fromkeys(marked, f" {DIFFERS}")
+        cells = [f"{figures[name]:.1f}{marks.get(name, '')}" if name in figures else "–" for name in shown]
         if whole:
             complete = all(name in figures for name in shown)
             cells.append(f"{sum(figures[name] for name in shown) / len(shown):.1f}" if complete else "–")
@@ -84,5 +91,7 @@ def table(ours: dict[str, float], tests: tuple[str, ...], titles: dict[str, str]
     head = [titles[name] for name in shown] + (["mean"] if whole else [])
     lines = ["| model | " + " | ".join(head) + " | source |", "|---|" + "---:|" * len(head) + "---|"]
     lines.append(row("**this run**", {name: 100 * ours[name] for name in shown}, "measured here"))
-    lines += [row(one.model, one.figures, one.source) for one in ROWS if set(one.figures) & set(shown)]
+    lines += [
+        row(one.model, one.figures, one.source, differing) for one in ROWS if set(one.figures) & set(shown)
+    ]
     return lines

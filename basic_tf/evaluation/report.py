@@ -146,12 +146,19 @@ def _published(content: dict) -> list[str]:
         for name, one in PUBLIC_SETS.items()
     }
     others = tuple(name for name in PUBLIC_SETS if name not in ROBUSTNESS)
-    tables = [published.table(ours, tests, titles) for tests in (ROBUSTNESS, others)]
+    differing = {name: PUBLIC_SETS[name].differs for name in ours if PUBLIC_SETS[name].differs}
+    tables = [published.table(ours, tests, titles, differing) for tests in (ROBUSTNESS, others)]
     tables = [lines for lines in tables if lines]
     if not tables:
         return []
     note = "Per cent. Published rows are of larger models and private data; a row marked as a recollection is no citation."
-    return ["", "## Beside published figures", "", note] + [line for lines in tables for line in ("", *lines)]
+    lines = ["", "## Beside published figures", "", note] + [
+        line for lines in tables for line in ("", *lines)
+    ]
+    if differing:
+        lines += ["", f"{published.DIFFERS} not the same test as ours, which has:", ""]
+        lines += [f"- {PUBLIC_SETS[name].title}: {why}" for name, why in differing.items()]
+    return lines
 
 
 def write_bars(path: str, content: dict) -> None:

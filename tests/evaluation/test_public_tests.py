@@ -15,7 +15,7 @@ from PIL import Image
 
 from basic_tf.data.records import RecordWriter, serialize_example
 from basic_tf.evaluation import public_tests, published, report, suite, weight_cache
-from basic_tf.evaluation.public_sets import PUBLIC_SETS, ROBUSTNESS, plain_label
+from basic_tf.evaluation.public_sets import PUBLIC_SETS, ROBUSTNESS, camel_case_words, plain_label
 from tests.evaluation.hash_encoder import HashEncoder
 
 # How many names the prompts file has for each key.
@@ -248,7 +248,9 @@ def test_prompts_that_are_missing_or_other_json(tmp_path):
 def test_label_names_as_words():
     assert plain_label("/a/apartment_building/outdoor") == "apartment building outdoor"
     assert plain_label("baby_back_ribs") == "baby back ribs"
-    assert plain_label("AM General Hummer SUV 2000") == "AM General Hummer SUV 2000"
+    assert plain_label("Ram C/V Cargo Van Minivan 2012") == "Ram C/V Cargo Van Minivan 2012"
+    names = {"ApplyEyeMakeup": "Apply Eye Makeup", "YoYo": "Yo Yo", "Archery": "Archery"}
+    assert [camel_case_words(name) for name in names] == list(names.values())
 
 
 def test_classifiers_are_cached_for_one_encoder(tmp_path):
@@ -293,3 +295,24 @@ def test_published_rows():
     whole = published.table(dict.fromkeys(ROBUSTNESS, 0.5), ROBUSTNESS, titles)
     assert "| mean | source |" in whole[0] and "| 84.3 | EVA" in "".join(whole)
     assert published.table({}, ROBUSTNESS, titles) == []
+    lines = published.table({"pcam": 0.5, "dtd": 0.25}, ("dtd", "pcam"), titles, ["pcam"])
+    assert lines[2].startswith("| **this run** | 25.0 | 50.0 | 37.5 |") and "| 55.7 | 63.0 † |" in lines[3]
+
+
+def test_published_figures_of_other_prompts_are_marked():
+    entry = {
+        "top1": 0.5,
+        "standard_error": 0.1,
+        "top5": 0.9,
+        "mean_per_class": 0.5,
+        "examples": 4,
+        "classes": 9,
+    }
+    content = {
+        "zero_shot": dict.fromkeys(("dtd", "ucf101"), entry),
+        "summary": {},
+        "retrieval": {},
+        "provenance": {},
+    }
+    text = report.markdown(content)
+    assert "| 55.7 | 76.9 † |" in text and "- UCF101: one template, where CLIP has 48" in text
