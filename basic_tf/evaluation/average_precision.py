@@ -51,7 +51,7 @@ class MultiLabelClassifier:
         self._labels: list[np.ndarray] = []
 
     def update(self, embeddings: np.ndarray, labels: np.ndarray, records=None) -> None:
-        """embeddings: unit rows [n, E]; labels: multi-hot bool [n, C]."""
+        """embeddings: unit rows [n, E]; labels [n, C]: 1 the class is shown, 0 it is not, -1 left out for that class."""
         del records
         if labels.shape != (len(embeddings), len(self._weights)):
             raise ValueError(
@@ -68,8 +68,8 @@ class MultiLabelClassifier:
         if not self._scores:
             raise ValueError("no picture was evaluated: the test set is empty")
         scores, labels = np.concatenate(self._scores), np.concatenate(self._labels)
-        precisions = [
-            eleven_point(scores[:, c], labels[:, c]) if labels[:, c].any() else np.nan
-            for c in range(labels.shape[1])
-        ]
+        precisions = []
+        for own_scores, own in zip(scores.T, labels.T):
+            right, counted = own > 0, own >= 0
+            precisions.append(eleven_point(own_scores[counted], right[counted]) if right.any() else np.nan)
         return MultiLabelResult(np.array(precisions), len(labels))

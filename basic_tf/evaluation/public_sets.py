@@ -130,7 +130,8 @@ _SETS = (
         differs="the 4 templates of clip_benchmark, where CLIP has 18 others; all pictures, as TFDS has no test split",
     ),
     PublicSet("stl10", "STL-10", "stl10", "test", "stl10", _words(_STL_10)),
-    PublicSet("sun397", "SUN397", "sun397/tfds", "test", "sun397"),
+    # The first official partition, as CLIP; TFDS' own "tfds" is another, random one.
+    PublicSet("sun397", "SUN397", "sun397/standard-part1-120k", "test", "sun397"),
     PublicSet(
         "ucf101",
         "UCF101",
@@ -141,7 +142,15 @@ _SETS = (
         differs="one template, where CLIP has 48",
         camel_case=True,
     ),
-    PublicSet("voc2007", "VOC2007", "voc/2007", "test", "voc2007", figure="mean_average_precision"),
+    PublicSet(
+        "voc2007",
+        "VOC2007",
+        "voc/2007",
+        "test",
+        "voc2007",
+        figure="mean_average_precision",
+        differs="the devkit's protocol (11 points; difficult objects left out); how CLIP counted them is not known",
+    ),
 )
 PUBLIC_SETS: dict[str, PublicSet] = {one.name: one for one in _SETS}
 # The six whose mean the paper's abstract gives.

@@ -60,15 +60,20 @@ class TfdsTest:
     described: None = None
 
     def batches(self, size: int = 256) -> Iterator[tuple[list[bytes], np.ndarray, np.ndarray]]:
-        """(encoded pictures, labels int64 [n] or multi-hot bool [n, C], numbers int64 [n]), in the order of the files."""
+        """(encoded pictures, labels int64 [n] or int8 [n, C], numbers int64 [n]), in the order of the files.
+
+        Several labels to a picture are 1 where it shows the class, 0 where not, -1 where all it shows of it is difficult:
+        the devkit of VOC leaves the picture out for that class.
+        """
         numbered = enumerate(self.pictures.as_numpy_iterator())
         while chunk := list(itertools.islice(numbered, size)):
             labels = [example["label"] for _, example in chunk]
             if self.multi_label:
-                hot = np.zeros((len(chunk), len(self.classes)), bool)
-                for row, own in enumerate(labels):
-                    hot[row, own] = True
-                labels = hot
+                of_class = np.zeros((len(chunk), len(self.classes)), np.int8)
+                for row, (_, example) in enumerate(chunk):
+                    of_class[row, example["label"]] = -1
+                    of_class[row, example["clear"]] = 1
+                labels = of_class
             yield (
                 [example["image"] for _, example in chunk],
                 np.asarray(labels),
@@ -117,13 +122,13 @@ def _from_tfds(spec: PublicSet, prompts_file: Prompts, tfds_dir: str | None) -> 
 
     builder = tfds.builder(spec.tfds, data_dir=tfds_dir, try_gcs=False)
     multi_label = spec.figure == "mean_average_precision"
-    key = "labels" if multi_label else "label"
+    keys = {"label": "labels", "clear": "labels_no_difficult"} if multi_label else {"label": "label"}
     try:
         pictures = builder.as_dataset(
             split=spec.split,
             shuffle_files=False,
             decoders=tfds.decode.PartialDecoding(
-                {"image": True, key: True}, {"image": tfds.decode.SkipDecoding()}
+                {"image": True, **dict.fromkeys(keys.values(), True)}, {"image": tfds.decode.SkipDecoding()}
             ),
             read_config=tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False),
         )
@@ -132,8 +137,13 @@ def _from_tfds(spec: PublicSet, prompts_file: Prompts, tfds_dir: str | None) -> 
         raise MissingTestError(
             f"{spec.name} is not on disk: build it with `tfds build {spec.tfds}{folder}`{spec.preparation}"
         ) from error
-    pictures = pictures.map(lambda example: {"image": example["image"], "label": example[key]})
-    feature = builder.info.features[key]
+    pictures = pictures.map(
+        lambda example: {
+            "image": example["image"],
+            **{ours: example[theirs] for ours, theirs in keys.items()},
+        }
+    )
+    feature = builder.info.features[keys["label"]]
     labels = tuple((feature.feature if multi_label else feature).names)
     return TfdsTest(
         spec.name,

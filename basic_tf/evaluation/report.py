@@ -156,7 +156,7 @@ def _published(content: dict) -> list[str]:
         line for lines in tables for line in ("", *lines)
     ]
     if differing:
-        lines += ["", f"{published.DIFFERS} not the same test as ours, which has:", ""]
+        lines += ["", f"{published.DIFFERS} not surely of the same prompts and pictures as ours:", ""]
         lines += [f"- {PUBLIC_SETS[name].title}: {why}" for name, why in differing.items()]
     return lines
 

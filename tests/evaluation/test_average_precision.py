@@ -48,3 +48,12 @@ def test_classes_and_batches():
         classifier.update(embeddings[:2], labels[:2, :3])
     with pytest.raises(ValueError, match="is empty"):
         MultiLabelClassifier(weights).result()
+
+
+def test_a_picture_that_is_left_out_for_a_class():
+    """The devkit of VOC: neither right nor wrong, as if it were not there; for other classes it counts."""
+    classifier = MultiLabelClassifier(np.eye(2, dtype=np.float32))
+    embeddings = np.array([[0.9, 0.1], [0.8, 0.2], [0.7, 0.3], [0.6, 0.4]], np.float32)
+    classifier.update(embeddings, np.array([[-1, 0], [1, 0], [0, 0], [1, 1]], np.int8))
+    precisions = classifier.result().average_precision_of
+    np.testing.assert_allclose(precisions, [oracle(np.array([3, 2, 1]), np.array([1, 0, 1])), 1.0])

@@ -108,6 +108,26 @@ def test_a_test_from_tfds(name, prompts_file, tmp_path):
     check_from_tfds(name, prompts_file, tmp_path)
 
 
+def test_difficult_objects_are_left_out():
+    def example(label, clear):
+        return {"image": b"x", "label": np.array(label, np.int64), "clear": np.array(clear, np.int64)}
+
+    examples = [example([0, 2], [2]), example([1], [1]), example([0], [])]
+    signature = {"image": tf.TensorSpec([], tf.string)}
+    signature |= dict.fromkeys(("label", "clear"), tf.TensorSpec([None], tf.int64))
+    pictures = tf.data.Dataset.from_generator(lambda: iter(examples), output_signature=signature)
+    test = public_tests.TfdsTest("voc2007", ("cat", "dog", "cow"), ("{}",), None, True, pictures)
+    ((images, labels, numbers),) = test.batches()
+    assert labels.tolist() == [[-1, 0, 1], [0, 1, 0], [-1, 0, 0]]
+    assert (len(images), numbers.tolist()) == (3, [0, 1, 2])
+
+
+def test_sun397_is_the_official_partition(prompts_file, tmp_path):
+    check_from_tfds("sun397", prompts_file, tmp_path)
+    with pytest.raises(public_tests.MissingTestError, match="tfds build sun397/standard-part1-120k"):
+        public_tests.open_public("sun397", prompts_file, None, str(tmp_path / "none"))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(set(FROM_TFDS) - set(QUICK)))
 def test_every_test_from_tfds(name, prompts_file, tmp_path):
