@@ -35,7 +35,8 @@ class PublicSet:
     key of the prompts file, or the templates. subset: the key of WordNet ids that compete. figure: what the field reports:
     "top1", "mean_per_class", or "mean_average_precision" (several labels to a picture). preparation: how to get it, in
     addition to `tfds build`. differs: why its figure and the published one are not of the same test, where they are not.
-    camel_case: its folders are called so, and its classes are the words.
+    camel_case: its folders are called so, and its classes are the words. class_count, crop_border: what its records must
+    have; fewer or more classes, or a frame that tells pictures apart, are another test.
     """
 
     name: str
@@ -49,6 +50,8 @@ class PublicSet:
     preparation: str = ""
     differs: str = ""
     camel_case: bool = False
+    class_count: int | None = None
+    crop_border: int = 0
 
 
 def _by_hand(what: str) -> str:
@@ -80,6 +83,8 @@ _SETS = (
         "objectnet",
         preparation=_RECORDS.format("objectnet")
         + " (--classes=objectnet --crop_border=2: its pictures have a red frame)",
+        class_count=113,
+        crop_border=2,
     ),
     PublicSet(
         "birdsnap",
@@ -88,6 +93,7 @@ _SETS = (
         "test",
         ("a photo of a {}, a type of bird.",),
         preparation=_RECORDS.format("birdsnap"),
+        class_count=500,
     ),
     PublicSet(
         "caltech101", "Caltech101", "caltech101", "test", "caltech101", "caltech101", figure="mean_per_class"
@@ -141,6 +147,7 @@ _SETS = (
         preparation=_RECORDS.format("ucf101") + " from the middle frame of each video",
         differs="one template, where CLIP has 48",
         camel_case=True,
+        class_count=101,
     ),
     PublicSet(
         "voc2007",

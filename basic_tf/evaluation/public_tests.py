@@ -110,8 +110,25 @@ def _from_records(spec: PublicSet, prompts_file: Prompts, data_dir: str | None):
         where = f"there is no {data_dir}/test_{spec.name}.json" if data_dir else "no --data_dir is given"
         raise MissingTestError(f"{spec.name} is not on disk: {where}{spec.preparation}")
     test = datasets.open_test(data_dir, spec.name)
+    _check_records(spec, test, prompts_file)
     classes = tuple(map(camel_case_words, test.classes)) if spec.camel_case else test.classes
     return dataclasses.replace(test, classes=classes, templates=_templates(spec, prompts_file))
+
+
+def _check_records(spec: PublicSet, test: datasets.TestSet, prompts_file: Prompts) -> None:
+    """ValueError if the records are another test than the published figures are of."""
+    problem = None
+    names = spec.classes and tuple(prompts_file.classes[spec.classes])
+    border = test.source.metadata.get("crop_border", spec.crop_border)
+    if len(test.classes) != spec.class_count:
+        problem = f"it has {len(test.classes)} classes, the test of the field has {spec.class_count}"
+    elif names and test.classes != names:
+        wrong = next(row for row, name in enumerate(names) if test.classes[row] != name)
+        problem = f"class {wrong} is {test.classes[wrong]!r}, but {names[wrong]!r} in {prompts_file.path}"
+    elif border != spec.crop_border:
+        problem = f"its pictures were cropped by {border} pixels on each side, not by {spec.crop_border}"
+    if problem:
+        raise ValueError(f"{test.path} is not {spec.title}: {problem}{spec.preparation}")
 
 
 def _from_tfds(spec: PublicSet, prompts_file: Prompts, tfds_dir: str | None) -> TfdsTest:

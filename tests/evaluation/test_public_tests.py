@@ -143,11 +143,11 @@ def picture(rng):
 @pytest.mark.parametrize("name", [name for name, one in PUBLIC_SETS.items() if one.tfds is None])
 def test_a_test_from_records(name, prompts_file, tmp_path):
     rng = np.random.default_rng(2)
-    classes = prompts_file.classes["objectnet"] if name == "objectnet" else ["wren", "robin", "jay"]
+    classes = record_classes(name, prompts_file)
     with RecordWriter(str(tmp_path), f"test_{name}") as writer:
         for index in range(7):
             writer.write(serialize_example(picture(rng), [], [index % len(classes)], str(index)))
-        writer.finish(classes=classes)
+        writer.finish(classes=classes, crop_border=PUBLIC_SETS[name].crop_border)
     result = suite.run(
         HashEncoder(),
         str(tmp_path),
@@ -157,13 +157,42 @@ def test_a_test_from_records(name, prompts_file, tmp_path):
     )
     assert result.zero_shot[name].examples == 7 and result.zero_shot[name].candidates == len(classes)
     assert len(result.tests[name].templates) == (2 if name == "objectnet" else 1)
+    assert result.classes[name][1] == {"ucf101": "Thing Number1"}.get(name, classes[1])
+
+
+def record_classes(name, prompts_file=None):
+    """As many names as the records of a public test have, ObjectNet's its own."""
+    if name == "objectnet":
+        return prompts_file.classes["objectnet"]
+    return [f"ThingNumber{i}" for i in range(PUBLIC_SETS[name].class_count)]
+
+
+@pytest.mark.parametrize(
+    "name,change,border,words",
+    [
+        ("objectnet", lambda names: [*names, *names[:200]], 2, "it has 313 classes, .* has 113"),
+        ("objectnet", lambda names: ["lamp", *names[1:]], 2, "class 0 is 'lamp', but 'alarm clock' in"),
+        ("objectnet", list, 0, "cropped by 0 pixels on each side, not by 2"),
+        ("birdsnap", lambda names: names[:-1], 0, "it has 499 classes, .* has 500"),
+        ("ucf101", lambda names: names[:50], 0, "it has 50 classes, .* has 101"),
+    ],
+)
+def test_records_of_another_test_are_refused(name, change, border, words, prompts_file, tmp_path):
+    with RecordWriter(str(tmp_path), f"test_{name}") as writer:
+        writer.write(serialize_example(picture(np.random.default_rng(2)), [], [0], "0"))
+        writer.finish(classes=change(record_classes(name, prompts_file)), crop_border=border)
+    with pytest.raises(
+        ValueError, match=f"test_{name}.json is not {PUBLIC_SETS[name].title}: {words}"
+    ) as info:
+        public_tests.open_public(name, prompts_file, str(tmp_path), None)
+    assert ("--classes=objectnet --crop_border=2" in str(info.value)) == (name == "objectnet")
 
 
 def test_what_is_not_on_disk_is_said_and_the_others_run(prompts_file, tmp_path):
     rng = np.random.default_rng(2)
     with RecordWriter(str(tmp_path), "test_birdsnap") as writer:
         writer.write(serialize_example(picture(rng), [], [0], "0"))
-        writer.finish(classes=["wren", "jay"])
+        writer.finish(classes=record_classes("birdsnap"))
     lines = []
 
     def run(names):
@@ -204,11 +233,11 @@ def test_class_names_in_another_order_than_those_of_tfds(prompts_file):
 def two_tests(tmp_path):
     """A folder with a test of its own and a public one."""
     rng = np.random.default_rng()
-    for name in ("mine", "birdsnap"):
+    for name, classes in (("mine", ["wren", "jay"]), ("birdsnap", record_classes("birdsnap"))):
         with RecordWriter(str(tmp_path / "data"), f"test_{name}") as writer:
             for index in range(5):
                 writer.write(serialize_example(picture(rng), [], [index % 2], str(index)))
-            writer.finish(classes=["wren", "jay"])
+            writer.finish(classes=classes)
     return str(tmp_path / "data")
 
 
@@ -243,8 +272,8 @@ def test_tests_by_name_through_the_binary(two_tests, prompts_path, tmp_path):
     assert content["templates"] == {"birdsnap": list(PUBLIC_SETS["birdsnap"].templates)}
     assert (tmp_path / "out" / "predictions.png").exists()
     assert len(list((tmp_path / "out" / "classifiers").iterdir())) == 2
-    # Three sentences tell whose the classifiers are; two classes were in one template each, once.
-    assert (first[3], again[0], again[3]) == (3 + 2 + 2, 0, 3)
+    # Three sentences tell whose the classifiers are; two and 500 classes were in one template each, once.
+    assert (first[3], again[0], again[3]) == (3 + 2 + 500, 0, 3)
     assert own[0] == 0 and "missing" not in json.loads((tmp_path / "own" / "results.json").read_text())
     assert not (tmp_path / "own" / "classifiers").exists()
     for words, (code, _, said, _) in zip(wrong, failed, strict=True):
