@@ -46,8 +46,14 @@ def read_classes() -> list[str]:
     if FLAGS.classes_file:
         if not tf.io.gfile.exists(FLAGS.classes_file):
             raise ValueError(f"--classes_file={FLAGS.classes_file} does not exist")
-        with tf.io.gfile.GFile(FLAGS.classes_file) as file:
-            names += file.read().splitlines()
+        with tf.io.gfile.GFile(FLAGS.classes_file, "rb") as file:
+            content = file.read()
+        try:
+            names += content.decode(
+                "utf-8-sig"
+            ).splitlines()  # without the byte-order mark that editors leave
+        except UnicodeDecodeError as error:
+            raise ValueError(f"--classes_file={FLAGS.classes_file} is not UTF-8 text: {error}") from error
     names = list(dict.fromkeys(name.strip() for name in names if name.strip()))
     if not names:
         raise ValueError('no class names: pass --classes="cat,dog", --classes_file, or --search="a sentence"')
@@ -64,6 +70,11 @@ def check_flags(arguments: list[str]) -> None:
         raise ValueError(
             'pass either classes (--classes="cat,dog" or --classes_file) or --search="a sentence"'
         )
+    # The model has no embedding for an empty text: every picture would be equally like it.
+    if FLAGS.search and not FLAGS.search.strip():
+        raise ValueError(f'--search={FLAGS.search!r} is empty: pass a sentence, --search="a red apple"')
+    if any(not name.strip() for name in FLAGS.classes or []):
+        raise ValueError('--classes has an empty name: pass names with one comma between them, "cat,dog"')
 
 
 def run(arguments: list[str]) -> int:

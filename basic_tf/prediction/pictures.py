@@ -4,6 +4,8 @@ Files come from anywhere: cut short by a download, text named .png, photographs 
 side, pictures with a transparent background. What the graph decodes exactly as Pillow does goes through
 untouched; the rest that Pillow can read (rotated photographs, palettes with transparency, TIFF, 1-bit BMP) is
 laid upright on white and handed over as PNG.
+
+Local files go through Python, as its names may be any bytes; TensorFlow's, which reads the others, must be UTF-8.
 """
 
 import dataclasses
@@ -78,32 +80,49 @@ def find_files(paths: Sequence[str], recursive: bool = False) -> Listing:
     """The files behind `paths` (files or folders, local or gs://), sorted within each folder.
 
     A file named by itself is always tried. Of a folder, the files whose names end like a picture's or have no
-    ending; hidden ones are left out, folders inside it only with `recursive`.
+    ending; hidden ones are left out, folders inside it only with `recursive`, each once whatever links lead to it.
     """
     listing = Listing([], 0, [])
+    walked: set[str] = set()
     for path in paths:
-        if tf.io.gfile.isdir(path):
-            _walk(path, recursive, listing)
+        if _is_folder(path):
+            _walk(path, recursive, listing, walked)
         else:
             listing.files.append(path)
     listing.files = list(dict.fromkeys(listing.files))
     return listing
 
 
-def _walk(folder: str, recursive: bool, listing: Listing) -> None:
+def _is_local(path: str) -> bool:
+    return "://" not in path
+
+
+def _is_folder(path: str) -> bool:
+    return os.path.isdir(path) if _is_local(path) else tf.io.gfile.isdir(path)
+
+
+def _walk(folder: str, recursive: bool, listing: Listing, walked: set[str]) -> None:
+    real = os.path.realpath(folder) if _is_local(folder) else folder
+    if real in walked:
+        return
+    walked.add(real)
     try:
-        names = sorted(name.rstrip("/") for name in tf.io.gfile.listdir(folder))
+        names = os.listdir(folder) if _is_local(folder) else tf.io.gfile.listdir(folder)
+    except OSError as error:
+        listing.problems.append(Unreadable(folder, f"folder cannot be listed: {error.strerror}"))
+        return
     except tf.errors.OpError as error:
         listing.problems.append(Unreadable(folder, f"folder cannot be listed: {_first_line(error.message)}"))
         return
+    names = sorted(name.rstrip("/") for name in names)
     for name in names:
         if name.startswith(".") or not name:
             continue
         path = posixpath.join(folder, name)
         ending = os.path.splitext(name)[1].lower()
-        if tf.io.gfile.isdir(path):
+        if _is_folder(path):
             if recursive:
-                _walk(path, recursive, listing)
+                _walk(path, recursive, listing, walked)
             elif ending in PICTURE_ENDINGS:
                 listing.problems.append(Unreadable(path, "is a folder, not a picture"))
         elif ending in PICTURE_ENDINGS or not ending:
@@ -126,17 +145,22 @@ def read_pictures(
 
 def _read(path: str) -> bytes:
     try:
-        if "://" not in path and os.path.exists(path) and not stat.S_ISREG(os.stat(path).st_mode):
-            # A pipe or a device would wait for ever.
-            raise _NotReadableError("is a folder" if os.path.isdir(path) else "is not a regular file")
-        size = tf.io.gfile.stat(path).length
+        if _is_local(path):
+            status = os.stat(path)
+            if not stat.S_ISREG(status.st_mode):  # a pipe or a device would wait for ever
+                raise _NotReadableError(
+                    "is a folder" if stat.S_ISDIR(status.st_mode) else "is not a regular file"
+                )
+            size = status.st_size
+        else:
+            size = tf.io.gfile.stat(path).length
         if size == 0:
             raise _NotReadableError("is empty (0 bytes)")
         if size > MAX_MEGABYTES * 1e6:
             raise _NotReadableError(f"has {size / 1e6:.0f} MB; the limit is {MAX_MEGABYTES} MB")
-        with tf.io.gfile.GFile(path, "rb") as file:
+        with open(path, "rb") if _is_local(path) else tf.io.gfile.GFile(path, "rb") as file:
             return file.read()
-    except tf.errors.NotFoundError as error:
+    except (tf.errors.NotFoundError, FileNotFoundError) as error:
         raise _NotReadableError("does not exist") from error
     except (tf.errors.PermissionDeniedError, PermissionError) as error:
         raise _NotReadableError("may not be read (permission denied)") from error

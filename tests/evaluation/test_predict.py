@@ -175,17 +175,15 @@ def test_rotated_and_transparent_pictures_by_hand(tmp_path):
 
 
 def test_permission_is_one_line(tmp_path, monkeypatch):
-    import tensorflow as tf
-
     path = tmp_path / "mine.png"
     save(path, photograph())
 
-    class Denied:
-        def __init__(self, *_):
-            raise tf.errors.PermissionDeniedError(None, None, "no")
+    def denied(*_):
+        raise PermissionError
 
-    monkeypatch.setattr(tf.io.gfile, "GFile", Denied)  # root may read everything, so the test denies it
+    monkeypatch.setattr("builtins.open", denied)  # root may read everything, so the test denies it
     (item,) = pictures.read_pictures([str(path)])
+    monkeypatch.undo()
     assert item == Unreadable(str(path), "may not be read (permission denied)")
 
 
@@ -198,6 +196,40 @@ def test_listing(folder):
     assert reasons == ["is not a picture (it holds text)", "does not exist"]
     twice = pictures.find_files([folder, os.path.join(folder, "1x1.png")])
     assert len(twice.files) == len(set(twice.files))
+
+
+def test_a_name_that_is_no_text(tmp_path, exported, capsys):
+    """A file name may be any bytes: the file gets its answer, and its name is printed so that it cannot disturb."""
+    for name in (b"bad\xff.png", b"good.png"):
+        with open(os.path.join(os.fsencode(tmp_path), name), "wb") as file:
+            save(file, photograph(), format="PNG")
+    with open(os.path.join(os.fsencode(tmp_path), b"worse\xfe.png"), "wb") as file:
+        file.write(b"\xff" * 9)
+    assert predict_here(f"--saved_model={exported}", "--classes=cat,dog", str(tmp_path)) == 1
+    captured = capsys.readouterr()
+    assert "bad\\udcff.png" in captured.out and "good.png" in captured.out
+    assert "worse\\udcfe.png: is not a picture" in captured.err and captured.err.count("\n") == 1
+
+
+def test_folders_that_links_lead_to_are_walked_once(tmp_path):
+    save(tmp_path / "a.png", photograph(8, 8))
+    (tmp_path / "inner").mkdir()
+    save(tmp_path / "inner" / "b.png", photograph(8, 8))
+    (tmp_path / "loop").symlink_to(".")
+    (tmp_path / "inner" / "up").symlink_to("..")
+    found = pictures.find_files([str(tmp_path)], recursive=True)
+    assert found.files == [f"{tmp_path}/a.png", f"{tmp_path}/inner/b.png"] and not found.problems
+
+
+def test_a_list_of_classes_with_a_byte_order_mark(folder, exported, tmp_path, capsys):
+    path = tmp_path / "classes.txt"
+    path.write_bytes("\ufeffcat\r\n\r\ndög\r\n".encode())
+    flags = [f"--saved_model={exported}", f"--classes_file={path}", "--json", f"{folder}/photo.jpg"]
+    assert predict_here(*flags) == 0
+    assert json.loads(capsys.readouterr().out)["classes"] == ["cat", "dög"]
+    path.write_bytes("dög".encode("latin-1"))
+    assert predict_here(*flags) == 2
+    assert "classes.txt is not UTF-8 text" in capsys.readouterr().err
 
 
 def test_classification_is_softmax_over_the_classes(folder, exported):
@@ -331,15 +363,19 @@ def test_prompts_or_words_as_typed(folder, exported, capsys):
         (["--saved_model=SAVED", "--classes=a"], "no pictures: name files or folders"),
         (["--saved_model=SAVED", "x.png"], "pass either classes"),
         (["--saved_model=SAVED", "--classes=a", "--search=b", "x.png"], "pass either classes"),
-        (["--saved_model=SAVED", "--classes= , ", "x.png"], "no class names"),
+        (["--saved_model=SAVED", "--classes=cat, ,dog", "x.png"], "--classes has an empty name"),
+        (["--saved_model=SAVED", "--search= ", "x.png"], "--search=' ' is empty"),
+        (["--saved_model=SAVED", "--classes_file=EMPTY", "x.png"], "no class names"),
         (["--saved_model=SAVED", "--classes_file=none.txt", "x.png"], "none.txt does not exist"),
         (["--saved_model=.", "--classes=a", "x.png"], "is not a SavedModel folder"),
         (["--saved_model=SAVED", "--classes=a", "x.png"], "no readable picture"),
     ],
 )
-def test_what_cannot_be_done(arguments, message, exported, capsys):
+def test_what_cannot_be_done(arguments, message, exported, tmp_path, capsys):
     """One line and the exit code 2."""
-    arguments = [argument.replace("SAVED", exported) for argument in arguments]
+    (tmp_path / "empty.txt").touch()
+    for word, path in (("SAVED", exported), ("EMPTY", f"{tmp_path}/empty.txt")):
+        arguments = [argument.replace(word, path) for argument in arguments]
     assert predict_here(*arguments) == 2
     captured = capsys.readouterr()
     assert message in captured.err and "Traceback" not in captured.err
