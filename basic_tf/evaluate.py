@@ -97,15 +97,19 @@ def named_tests(names: list[str]):
 
 def run() -> None:
     """The whole recipe."""
+    import tensorflow as tf
+
     from basic_tf.evaluation import analysis_report, datasets, prompts, report, suite, weight_cache
     from basic_tf.evaluation import encoder as encoders
     from basic_tf.serving import decoding
     from basic_tf.serving.saved_model import versions
 
-    # What is missing is said before the model is loaded.
+    # What is missing, and that the results could not be written, is said before the model is loaded.
     tests, open_test = (None, None) if FLAGS.tests is None else named_tests(FLAGS.tests)
     if tests is None:
         datasets.test_names(FLAGS.data_dir)
+    output_dir = FLAGS.output_dir or FLAGS.model_dir
+    tf.io.gfile.makedirs(output_dir)
     if FLAGS.model_dir:
         from basic_tf import runs
 
@@ -123,7 +127,6 @@ def run() -> None:
         origin = {key: value for key, value in encoder.metadata["provenance"].items() if key != "config"}
         provenance = {"model": FLAGS.saved_model, **origin}
 
-    output_dir = FLAGS.output_dir or FLAGS.model_dir
     results = suite.run(
         encoder,
         FLAGS.data_dir,
@@ -157,12 +160,15 @@ def main(argv: list[str]) -> int:
     if problem:
         print(f"evaluate: {problem}", file=sys.stderr)
         return 2
+    import tensorflow as tf
+
     from basic_tf.data import records
     from basic_tf.training import checkpoints
 
+    mendable = (ValueError, OSError, tf.errors.OpError, checkpoints.CheckpointError, records.DamagedDataError)
     try:
         run()
-    except (ValueError, OSError, checkpoints.CheckpointError, records.DamagedDataError) as error:
+    except mendable as error:
         print(f"evaluate: {error}", file=sys.stderr)
         return 2
     return 0

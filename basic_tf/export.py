@@ -67,11 +67,13 @@ def main(argv: list[str]) -> int:
     if problem:
         print(f"export: {problem}", file=sys.stderr)
         return 2
+    import tensorflow as tf
+
     from basic_tf.training import checkpoints
 
     try:
         run()
-    except (ValueError, OSError, checkpoints.CheckpointError) as error:
+    except (ValueError, OSError, tf.errors.OpError, checkpoints.CheckpointError) as error:
         print(f"export: {error}", file=sys.stderr)
         return 2
     return 0

@@ -14,6 +14,7 @@ import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # one line for each problem, and it is ours
 
+import posixpath
 import sys
 
 from absl import app, flags
@@ -79,8 +80,7 @@ def check_flags(arguments: list[str]) -> None:
 
 def run(arguments: list[str]) -> int:
     """The whole recipe; returns the exit code."""
-    check_flags(arguments)
-
+    import tensorflow as tf
     from rich.console import Console
 
     from basic_tf.evaluation.encoder import SavedModelEncoder
@@ -88,6 +88,8 @@ def run(arguments: list[str]) -> int:
 
     complain = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
     classes = None if FLAGS.search else read_classes()
+    if FLAGS.sheet and posixpath.dirname(FLAGS.sheet):  # before the work, not after it
+        tf.io.gfile.makedirs(posixpath.dirname(FLAGS.sheet))
     listing = pictures.find_files(arguments, FLAGS.recursive)
     for problem in listing.problems:
         complain.print(output.unreadable_line(problem))
@@ -134,9 +136,14 @@ def run(arguments: list[str]) -> int:
 
 def main(argv: list[str]) -> int:
     """Runs, and turns what a person can mend into one line."""
+    mendable: tuple = (ValueError, OSError)
     try:
+        check_flags(argv[1:])
+        import tensorflow as tf
+
+        mendable += (tf.errors.OpError,)
         return run(argv[1:])
-    except (ValueError, OSError) as error:
+    except mendable as error:
         print(f"predict: {error}", file=sys.stderr)
         return 2
 

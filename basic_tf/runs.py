@@ -131,11 +131,15 @@ def load(
     config_text = _read(path)
     configurables.parse_text(config_text)
     recipe = configurables.recipe()
-    names = [stage] if stage else [s.name for s in reversed(recipe.stages)]
+    contrastive = [s.name for s in reversed(recipe.stages) if configurables.is_contrastive(s)]
+    if stage and recipe.stage(stage).name not in contrastive:
+        raise ConfigurationError(
+            f"stage {stage} of {run_folder} trains no text tower: it can be neither evaluated nor exported; contrastive "
+            f"stages are {', '.join(reversed(contrastive)) or 'none'}"
+        )
+    names = [stage] if stage else contrastive
     for name in names:
         chosen = recipe.stage(name)
-        if not configurables.is_contrastive(chosen):
-            continue
         folder = stage_run.checkpoint_folder(os.path.join(run_folder, name))
         if not checkpoints.steps(folder):
             continue
@@ -157,7 +161,9 @@ def load(
             checkpoint.step,
             name,
         )
-    raise checkpoints.CheckpointError(f"{run_folder} has no checkpoint of {' or '.join(names)}; train first")
+    raise checkpoints.CheckpointError(
+        f"{run_folder} has no checkpoint of {' or '.join(names) or 'a contrastive stage'}; train first"
+    )
 
 
 def load_image_tower(stage_folder: str):

@@ -11,8 +11,8 @@ import numpy as np
 import tensorflow as tf
 
 from basic_tf.data.images import ImageAugmentation
+from basic_tf.serving import saved_model as saved_models
 from basic_tf.serving.module import ServingModule
-from basic_tf.serving.saved_model import load_metadata
 
 DEFAULT_BATCH = 64
 
@@ -156,12 +156,12 @@ class SavedModelEncoder(_BatchedEncoder):
     def __init__(self, saved_model: str, batch_size: int = DEFAULT_BATCH):
         import tensorflow_text  # noqa: F401  registers the SentencePiece ops that the graph uses
 
-        self.metadata = load_metadata(saved_model)
+        self.metadata = saved_models.load_metadata(saved_model)
         self.image_size = int(self.metadata["image_size"])
         self.embedding_dim = int(self.metadata["embedding_dim"])
         self.temperature = float(self.metadata["temperature"])
         self.batch_size = batch_size
-        self._loaded = tf.saved_model.load(saved_model)
+        self._loaded = saved_models.load(saved_model)
         signatures = self._loaded.signatures
         self._encode_bytes = lambda images: signatures["encode_image"](image_bytes=images)["embeddings"]
         self._encode_pixels = lambda images: signatures["encode_pixels"](images=images)["embeddings"]

@@ -60,8 +60,10 @@ def export(
 
 
 def check_output(output_dir: str, overwrite: bool) -> None:
-    """FileExistsError if the folder exists and may not, or should not, be replaced."""
+    """FileExistsError if the folder exists and may not, or should not, be replaced; makes the folder it will lie in."""
     if not tf.io.gfile.exists(output_dir):
+        if parent := posixpath.dirname(output_dir.rstrip("/")):
+            tf.io.gfile.makedirs(parent)
         return
     if not overwrite:
         raise FileExistsError(f"{output_dir} exists; choose another --output_dir or pass --overwrite")
@@ -87,6 +89,17 @@ def versions() -> dict[str, str]:
         "keras": keras.__version__,
         "numpy": np.__version__,
     }
+
+
+def load(saved_model: str):
+    """The loaded SavedModel. ValueError if its files are damaged or incomplete."""
+    try:
+        return tf.saved_model.load(saved_model)
+    except (tf.errors.OpError, OSError, IndexError) as error:  # IndexError: variables that are cut short
+        raise ValueError(
+            f"{saved_model} cannot be loaded, its files are damaged or incomplete ({str(error).splitlines()[0]}); copy or "
+            "export it again"
+        ) from error
 
 
 def load_metadata(saved_model: str) -> dict:

@@ -80,20 +80,25 @@ def run_folder(tmp_path_factory, tokenizer_file):
 @pytest.fixture(scope="module")
 def evaluated(run_folder, data_dir, tmp_path_factory):
     out = str(tmp_path_factory.mktemp("out"))
+    (tmp_path_factory.getbasetemp() / "file").touch()
     flags = [f"--model_dir={run_folder}", f"--data_dir={data_dir}", f"--output_dir={out}"]
-    ((code, _, error),) = binary_process.run("basic_tf.evaluate", [flags])
+    nowhere = [*flags[:2], f"--output_dir={tmp_path_factory.getbasetemp()}/file/x"]
+    (code, _, error), failed = binary_process.run("basic_tf.evaluate", [flags, nowhere])
     assert code == 0, error
-    return out
+    return out, failed
 
 
 @pytest.fixture(scope="module")
 def exported(run_folder, tmp_path_factory):
     out = str(tmp_path_factory.mktemp("exported") / "saved_model")
-    ((code, _, error),) = binary_process.run(
-        "basic_tf.export", [[f"--model_dir={run_folder}", f"--output_dir={out}"]]
+    (tmp_path_factory.getbasetemp() / "file").touch()
+    nowhere = f"--output_dir={tmp_path_factory.getbasetemp()}/file/x/saved_model"
+    run = f"--model_dir={run_folder}"
+    (code, _, error), *failed = binary_process.run(
+        "basic_tf.export", [[run, f"--output_dir={out}"], [run, nowhere], [run, "--stage=pretrain"]]
     )
     assert code == 0, error
-    return out
+    return out, failed
 
 
 def test_a_run_knows_its_view(run_folder):
@@ -104,6 +109,7 @@ def test_a_run_knows_its_view(run_folder):
 
 
 def test_evaluation_sees_pictures_as_the_run_does(run_folder, data_dir, evaluated):
+    evaluated, _ = evaluated
     content = json.loads((Path(evaluated) / "results.json").read_text())
     assert content["provenance"]["view"] == VIEW
     assert "- view: output_size 24, fit pad, window 0.9" in (Path(evaluated) / "results.md").read_text()
@@ -117,6 +123,7 @@ def test_evaluation_sees_pictures_as_the_run_does(run_folder, data_dir, evaluate
 
 
 def test_an_export_sees_pictures_as_the_run_does(run_folder, exported):
+    exported, _ = exported
     assert saved_model.load_metadata(exported)["view"] == VIEW
     loaded = runs.load(run_folder)
     pictures = [wide_picture(np.random.default_rng(seed)) for seed in range(3)]
@@ -144,3 +151,15 @@ def test_evaluation_while_training_sees_pictures_as_the_run_does(run_folder, dat
     pictures = [wide_picture(np.random.default_rng(seed)) for seed in range(2)]
     expected = ModelEncoder(loaded.model, loaded.tokenizer, loaded.view).encode_image_bytes(pictures)
     np.testing.assert_array_equal(evaluator._encoder.encode_image_bytes(pictures), expected)
+
+
+def test_folders_that_cannot_be_written_are_one_line_before_the_work(evaluated, exported):
+    """TensorFlow's errors are neither ValueError nor OSError."""
+    for code, out, error in (evaluated[1], exported[1][0]):
+        assert code == 2 and "Not a directory" in error and error.count("\n") == 1 and out == ""
+
+
+def test_a_stage_that_is_not_contrastive(exported):
+    code, _, error = exported[1][1]
+    assert code == 2 and "stage pretrain of" in error and "trains no text tower" in error
+    assert "contrastive stages are contrastive, finetune" in error

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 import struct
 import subprocess
 import sys
@@ -369,14 +370,18 @@ def test_prompts_or_words_as_typed(folder, exported, capsys):
         (["--saved_model=SAVED", "--classes_file=none.txt", "x.png"], "none.txt does not exist"),
         (["--saved_model=.", "--classes=a", "x.png"], "is not a SavedModel folder"),
         (["--saved_model=SAVED", "--classes=a", "x.png"], "no readable picture"),
+        (["--saved_model=SAVED", "--classes=a", "--sheet=EMPTY/x/y.png", "x.png"], "Not a directory"),
+        (["--saved_model=CUT", "--classes=a", "x.png"], "its files are damaged or incomplete"),
     ],
 )
 def test_what_cannot_be_done(arguments, message, exported, tmp_path, capsys):
     """One line and the exit code 2."""
     (tmp_path / "empty.txt").touch()
-    for word, path in (("SAVED", exported), ("EMPTY", f"{tmp_path}/empty.txt")):
+    shutil.copytree(exported, tmp_path / "cut")
+    os.truncate(tmp_path / "cut/variables/variables.data-00000-of-00001", 1000)
+    for word, path in (("SAVED", exported), ("EMPTY", f"{tmp_path}/empty.txt"), ("CUT", f"{tmp_path}/cut")):
         arguments = [argument.replace(word, path) for argument in arguments]
     assert predict_here(*arguments) == 2
     captured = capsys.readouterr()
     assert message in captured.err and "Traceback" not in captured.err
-    assert captured.out == ""
+    assert captured.err.splitlines()[-1].count(message) == 1 and captured.out == ""
