@@ -60,7 +60,10 @@ def flag_problem(arguments: list[str]) -> str | None:
     if bool(FLAGS.model_dir) == bool(FLAGS.saved_model):
         return "pass either --model_dir (a run folder) or --saved_model (an exported folder)"
     if not FLAGS.data_dir and not FLAGS.tests:
-        return "--data_dir is missing: the folder with test_*.json and their records (or --tests with public tests)"
+        return (
+            "--data_dir is missing: the folder with test_*.json or retrieval.json and their records (or --tests with public "
+            "tests)"
+        )
     if not (FLAGS.output_dir or FLAGS.model_dir):
         return "--output_dir is missing: with --saved_model there is no run folder for the results"
     return None
@@ -148,7 +151,7 @@ def run() -> None:
         "versions": versions(),
     }
     report.write(results, output_dir, provenance)
-    if FLAGS.analysis:
+    if FLAGS.analysis and results.zero_shot:
         analysis_report.write(results, encoder, output_dir)
     figures = ", accuracy.png, predictions.png" if results.zero_shot else ""
     print(f"{results.seconds:.0f} s; wrote {output_dir}/results.json, results.md{figures}")

@@ -73,10 +73,19 @@ class RetrievalSet:
     path: str
     source: RecordSource
 
-    def batches(self, size: int = _READ) -> Iterator[tuple[list[bytes], list[list[str]]]]:
-        """(encoded pictures, the captions of each) in the order of the file."""
-        for _, examples in _examples(self.source, size):
-            yield [example.image for example in examples], [list(example.captions) for example in examples]
+    def batches(self, size: int = _READ) -> Iterator[tuple[list[bytes], list[list[str]], np.ndarray]]:
+        """(encoded pictures, the captions of each, record numbers int64 [n]) in the order of the file.
+
+        A record without a caption is a ValueError.
+        """
+        for records, examples in _examples(self.source, size):
+            for record, example in zip(records, examples):
+                if not example.captions:
+                    raise ValueError(
+                        f"{self.path}: record {record} has no caption; retrieval needs at least one of every picture"
+                    )
+            images = [example.image for example in examples]
+            yield images, [list(example.captions) for example in examples], records
 
 
 def _examples(source: RecordSource, size: int):
@@ -115,11 +124,14 @@ def tests(data_dir: str) -> dict[str, str]:
 
 
 def test_names(data_dir: str) -> list[str]:
-    """The names of the tests in a data_dir: `test_openmoji.json` is "openmoji". FileNotFoundError if none."""
+    """The names of the zero-shot tests in a data_dir: `test_openmoji.json` is "openmoji".
+
+    FileNotFoundError if there is none, and no retrieval.json either.
+    """
     names = tests(data_dir)
-    if not names:
+    if not names and not retrieval_path(data_dir):
         raise FileNotFoundError(
-            f"{data_dir} holds no test (no test_*.json); tools/prepare_emoji.py writes some"
+            f"{data_dir} holds no test (neither test_*.json nor {_RETRIEVAL}.json); tools/prepare_emoji.py writes some"
         )
     return sorted(names)
 
@@ -132,20 +144,26 @@ def open_test(data_dir: str, name: str) -> TestSet:
     path = tests(data_dir).get(name)
     if path is None:
         raise FileNotFoundError(
-            f"no test {name!r} in {data_dir}; there are: {', '.join(test_names(data_dir))}"
+            f"no test {name!r} in {data_dir}; there are: {', '.join(test_names(data_dir)) or 'none'}"
         )
     source = RecordSource.open(path)
     classes, described = class_texts(source.metadata, path)
     return TestSet(name, path, classes, described, source)
 
 
-def open_retrieval(data_dir: str) -> RetrievalSet | None:
-    """Opens the first `<folder>/retrieval.json`, or None if no folder has one."""
+def retrieval_path(data_dir: str) -> str | None:
+    """The first `<folder>/retrieval.json`, or None if no folder has one."""
     for folder in folders(data_dir):
         path = posixpath.join(folder, f"{_RETRIEVAL}.json")
         if tf.io.gfile.exists(path):
-            return RetrievalSet(_RETRIEVAL, path, RecordSource.open(path))
+            return path
     return None
+
+
+def open_retrieval(data_dir: str) -> RetrievalSet | None:
+    """Opens the first `<folder>/retrieval.json`, or None if no folder has one."""
+    path = retrieval_path(data_dir)
+    return RetrievalSet(_RETRIEVAL, path, RecordSource.open(path)) if path else None
 
 
 def class_texts(metadata: dict, path: str) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...] | None]:

@@ -62,7 +62,7 @@ class SuiteEvaluator(orbit.AbstractEvaluator):
 
     def _write_panels(self) -> None:
         """The gallery of pictures with the captions found for them, and the similarity matrix of one batch."""
-        images, captions = next(self._retrieval.batches())
+        images, captions, _ = next(self._retrieval.batches())
         first = [own[0] for own in captions]
         rows = self._encoder.encode_image_bytes(images)  # [N, E]
         columns = self._encoder.encode_text(first)  # [N, E]

@@ -92,12 +92,13 @@ def markdown(content: dict, figures: Sequence[str] = ()) -> str:
             f"± {_percent(error)} (standard error, grouped by concept); chance {100 * chance:.2g} %.",
             "",
         ]
-    lines += [
-        "## Zero-shot classification",
-        "",
-        "| test | top-1 % | ± s.e. | top-5 % | mean per class % | chance % | pictures | classes |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|",
-    ]
+    if content["zero_shot"] or content.get("multi_label"):
+        lines += ["## Zero-shot classification", ""]
+    if content["zero_shot"]:
+        lines += [
+            "| test | top-1 % | ± s.e. | top-5 % | mean per class % | chance % | pictures | classes |",
+            "|---|---:|---:|---:|---:|---:|---:|---:|",
+        ]
     for name, entry in content["zero_shot"].items():
         title = f"{name}: {TITLES[name]}" if name in TITLES else name
         shares = (entry["top1"], entry["standard_error"], entry["top5"], entry["mean_per_class"])

@@ -90,6 +90,8 @@ def run(
     """
     begin = time.monotonic()
     names = report_order(datasets.test_names(data_dir)) if tests is None else list(tests)
+    if not names and not with_retrieval:
+        raise FileNotFoundError(f"{data_dir} holds retrieval alone, and that is switched off")
     weights_of: dict[tuple, np.ndarray] = {}  # tests of several styles share their classes
 
     def weights_for(texts, in_templates):
@@ -177,13 +179,16 @@ def evaluate_retrieval(encoder: Encoder, retrieval_set: datasets.RetrievalSet) -
     """R@1, 5, 10 in both directions. Holds the embeddings of all pictures and captions, never their
     products.
     """
-    image_rows, text_rows, image_of_text = [], [], []
-    count = 0
-    for images, captions in retrieval_set.batches():
-        image_rows.append(encoder.encode_image_bytes(images))
-        text_rows.append(encoder.encode_text([caption for group in captions for caption in group]))
-        image_of_text += [count + row for row, group in enumerate(captions) for _ in group]
-        count += len(images)
-    if not count:
+    text_rows, captions_of = [], []
+
+    def batches():
+        for images, captions, records in retrieval_set.batches():
+            text_rows.append(encoder.encode_text([caption for group in captions for caption in group]))
+            captions_of.extend(len(group) for group in captions)
+            yield images, records, records
+
+    image_rows = [rows for rows, _, _ in stream.embedded(encoder, batches(), origin=retrieval_set.path)]
+    if not image_rows:
         raise ValueError(f"{retrieval_set.path} holds no readable record")
-    return retrieval.recalls(np.concatenate(image_rows), np.concatenate(text_rows), np.asarray(image_of_text))
+    image_of_text = np.repeat(np.arange(len(captions_of)), captions_of)
+    return retrieval.recalls(np.concatenate(image_rows), np.concatenate(text_rows), image_of_text)

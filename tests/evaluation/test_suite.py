@@ -195,6 +195,39 @@ def test_folders_without_tests(tmp_path):
         suite.run(ColourEncoder(), str(tmp_path / "none"), ("{}",))
 
 
+def write_retrieval(folder, records):
+    """records: (encoded picture, captions)."""
+    with RecordWriter(str(folder), "retrieval") as writer:
+        for image, captions in records:
+            writer.write(serialize_example(image, captions))
+        writer.finish(source="made up")
+
+
+def test_a_folder_with_retrieval_alone(tmp_path):
+    write_retrieval(tmp_path, [(picture(COLOURS[name]), [name]) for name in NAMES])
+    result = suite.run(ColourEncoder(), str(tmp_path), ("{}",))
+    assert result.retrieval["image_to_text"]["R@1"] == 1.0 and not result.zero_shot
+    report.write(result, str(tmp_path / "out"), {})
+    text = (tmp_path / "out" / "results.md").read_text()
+    assert "## Retrieval" in text and "Zero-shot" not in text and "top-1" not in text
+    with pytest.raises(FileNotFoundError, match="holds retrieval alone, and that is switched off"):
+        suite.run(ColourEncoder(), str(tmp_path), ("{}",), with_retrieval=False)
+    with pytest.raises(FileNotFoundError, match=r"no test 'x' .* there are: none"):
+        suite.run(ColourEncoder(), str(tmp_path), ("{}",), tests=["x"])
+
+
+def test_retrieval_names_the_record_that_is_wrong(tmp_path, exported):
+    good = picture(COLOURS["red"])
+    write_retrieval(tmp_path / "bad", [(b"GIF8 junk" if i == 70 else good, ["a cat"]) for i in range(75)])
+    with pytest.raises(
+        ValueError, match=r"retrieval\.json: the picture of record 70 \(9 bytes\) cannot be decoded"
+    ):
+        suite.run(SavedModelEncoder(exported, 8), str(tmp_path / "bad"), ("{}",))
+    write_retrieval(tmp_path / "bare", [(good, [] if i == 7 else ["a cat"]) for i in range(9)])
+    with pytest.raises(ValueError, match=r"retrieval\.json: record 7 has no caption"):
+        suite.run(ColourEncoder(), str(tmp_path / "bare"), ("{}",))
+
+
 def test_labels_are_checked(tmp_path):
     with RecordWriter(str(tmp_path), "test_two") as writer:
         writer.write(serialize_example(picture((1, 2, 3)), [], [0, 1]))
