@@ -174,10 +174,13 @@ def config_text() -> str:
 
 @gin.configurable(module="basic_tf")
 class Evaluation:
-    """Evaluation during training. data_dir: a folder with test_*.json, or several ("a,b"); None switches it off."""
+    """Evaluation during training. data_dir: a folder with test_*.json, or several ("a,b"); None switches it off.
 
-    def __init__(self, data_dir: str | None = None, templates: str = "emoji", tests: list[str] | None = None):
-        self._data_dir, self._templates, self._tests = data_dir, templates, tests
+    templates: a set of `evaluation.prompts` or a JSON file; evaluate and export take it too, where they are given no other.
+    """
+
+    def __init__(self, data_dir: str | None = None, templates: str = "bare", tests: list[str] | None = None):
+        self._data_dir, self.templates, self._tests = data_dir, templates, tests
 
     def of(self, run, report) -> evaluator.SuiteEvaluator | None:
         """The evaluator of a stage run (training.stage_run.StageRun); None for a stage that trains no dual encoder."""
@@ -186,7 +189,7 @@ class Evaluation:
         return evaluator.SuiteEvaluator(
             encoder.ModelEncoder(run.task.model, run.batches.tokenizer, run.batches.augmentation),
             self._data_dir,
-            prompts.load_templates(self._templates),
+            prompts.load_templates(self.templates),
             run.global_step,
             run.averaged_weights,
             self._tests,

@@ -38,7 +38,9 @@ flags.DEFINE_string(
     "tfds_dir", None, "Where TensorFlow Datasets are (default: its own, ~/tensorflow_datasets)."
 )
 flags.DEFINE_string(
-    "templates", None, 'Prompt templates: "emoji", "bare", or a JSON file {"templates": [...]}.'
+    "templates",
+    None,
+    'Prompt templates: "emoji", "bare", or a JSON file {"templates": [...]} (default: those of the run or the SavedModel).',
 )
 flags.DEFINE_string(
     "described_templates", "bare", "Templates for classes given by a description, as --templates."
@@ -118,7 +120,7 @@ def run() -> None:
 
         loaded = runs.load(FLAGS.model_dir, stage=FLAGS.stage, step=FLAGS.step)
         encoder = encoders.ModelEncoder(loaded.model, loaded.tokenizer, loaded.view, FLAGS.batch_size)
-        templates = prompts.load_templates(FLAGS.templates or "emoji")
+        templates = prompts.load_templates(FLAGS.templates or loaded.templates)
         view = decoding.description(loaded.view)
         provenance = {"model": FLAGS.model_dir, "stage": loaded.stage, "step": int(loaded.step)}
     else:

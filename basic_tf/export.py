@@ -22,7 +22,9 @@ flags.DEFINE_string("stage", None, "The stage of the run to take (default: the l
 flags.DEFINE_integer("step", None, "The checkpoint's step (default: the newest).")
 flags.DEFINE_string("output_dir", None, "The SavedModel folder to write (default: <model_dir>/saved_model).")
 flags.DEFINE_string(
-    "templates", "emoji", 'Prompts to store: "emoji", "bare", or a JSON file {"templates": [...]}.'
+    "templates",
+    None,
+    'Prompts to store: "emoji", "bare", or a JSON file {"templates": [...]} (default: those of the run).',
 )
 flags.DEFINE_bool("overwrite", False, "Replace the folder if it exists.")
 
@@ -44,7 +46,7 @@ def run() -> None:
     from basic_tf.serving import saved_model
 
     saved_model.check_output(output_dir, FLAGS.overwrite)
-    templates = prompts.load_templates(FLAGS.templates)
+    given = FLAGS.templates and prompts.load_templates(FLAGS.templates)
 
     from basic_tf import runs
 
@@ -55,6 +57,7 @@ def run() -> None:
         "step": int(loaded.step),
         "config": loaded.config_text,
     }
+    templates = given or prompts.load_templates(loaded.templates)
     saved_model.export(
         loaded.model, loaded.tokenizer, loaded.view, output_dir, templates, provenance, FLAGS.overwrite
     )

@@ -33,7 +33,7 @@ class LoadedRun:
     """A trained model and what is needed to use it.
 
     model: a DualEncoder. view: its stage's augmentation without chance, at the size of the image tower. source: the
-    checkpoint's path.
+    checkpoint's path. templates: the prompts that the run evaluates itself with, as `Evaluation.templates`.
     """
 
     model: object
@@ -43,6 +43,7 @@ class LoadedRun:
     source: str
     step: int
     stage: str
+    templates: str
 
     @property
     def image_size(self) -> int:
@@ -160,6 +161,7 @@ def load(
             checkpoint.path,
             checkpoint.step,
             name,
+            configurables.Evaluation().templates,
         )
     raise checkpoints.CheckpointError(
         f"{run_folder} has no checkpoint of {' or '.join(names) or 'a contrastive stage'}; train first"

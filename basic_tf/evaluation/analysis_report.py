@@ -22,7 +22,7 @@ def collect(suite: SuiteResult, encoder: Encoder) -> dict:
     """The content of analysis.json: for each test with its embeddings, templates, classes, confusions, few-shot curve.
 
     The few-shot curve of a test is that of a ridge probe on examples of the other tests with the same classes (another
-    style, for one); a test without such others has none.
+    style, for one), over the classes that they have; a test without such others has none.
     """
     content = {}
     for name, (embeddings, labels) in suite.embeddings.items():
@@ -62,10 +62,20 @@ def collect(suite: SuiteResult, encoder: Encoder) -> dict:
         ]
         if others:
             train = tuple(np.concatenate(part) for part in zip(*others))
-            curve = probe.few_shot_curve(train, (embeddings, labels), len(classes))
-            entry["few_shot"] = [dataclasses.asdict(point) for point in curve]
+            entry |= _few_shot(train, (embeddings, labels))
         content[name] = entry
     return content
+
+
+def _few_shot(train: tuple[np.ndarray, np.ndarray], test: tuple[np.ndarray, np.ndarray]) -> dict:
+    """The curve over the classes that `train` has: a probe cannot know others, and pictures of them would say nothing."""
+    covered, labels = np.unique(train[1], return_inverse=True)
+    known = np.isin(test[1], covered)
+    if len(covered) < 2 or not known.any():
+        return {}
+    of_known = (test[0][known], np.searchsorted(covered, test[1][known]))
+    curve = probe.few_shot_curve((train[0], labels), of_known, len(covered))
+    return {"few_shot": [dataclasses.asdict(point) for point in curve], "few_shot_classes": len(covered)}
 
 
 def markdown(content: dict) -> str:
@@ -81,12 +91,13 @@ def markdown(content: dict) -> str:
             ]
             lines.append(f"| **all together** | {_interval(entry['templates']['ensemble'])} | |")
             for effect in entry["templates"]["templates"]:
-                template = effect["template"].replace("|", "\\|")
                 lines.append(
-                    f"| `{template}` | {_interval(effect['top1'])} | {_interval(effect['ensemble_gain'])} |"
+                    f"| `{_cell(effect['template'])}` | {_interval(effect['top1'])} | {_interval(effect['ensemble_gain'])} |"
                 )
         if "few_shot" in entry:
             lines += [
+                "",
+                f"Few-shot, over the {entry['few_shot_classes']} classes that other tests show:",
                 "",
                 "| examples a class, of other tests | ridge probe, top-1 % ± deviation over draws |",
                 "|---:|---:|",
@@ -98,17 +109,22 @@ def markdown(content: dict) -> str:
         if entry["confused"]:
             lines += ["", "| class | taken for | pictures |", "|---|---|---:|"]
             lines += [
-                f"| {pair['class']} | {pair['taken_for']} | {pair['count']} of {pair['examples']} |"
+                f"| {_cell(pair['class'])} | {_cell(pair['taken_for'])} | {pair['count']} of {pair['examples']} |"
                 for pair in entry["confused"][:_IN_TABLE]
             ]
         hardest = entry["per_class"][:_IN_TABLE]
         lines += ["", f"The hardest of {len(entry['per_class'])} classes:", ""]
         lines += ["| class | pictures | top-1 % | top-5 % |", "|---|---:|---:|---:|"]
         lines += [
-            f"| {row['class']} | {row['examples']} | {100 * row['top1']:.1f} | {100 * row['top5']:.1f} |"
+            f"| {_cell(row['class'])} | {row['examples']} | {100 * row['top1']:.1f} | {100 * row['top5']:.1f} |"
             for row in hardest
         ]
     return "\n".join(lines) + "\n"
+
+
+def _cell(text: str) -> str:
+    """A name inside a table."""
+    return text.replace("|", "\\|")
 
 
 def _interval(interval: dict) -> str:

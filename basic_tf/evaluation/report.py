@@ -126,15 +126,28 @@ def markdown(content: dict, figures: Sequence[str] = ()) -> str:
             )
     for figure in figures:
         lines += ["", f"![{figure.rsplit('.', 1)[0]}]({figure})"]
-    provenance = content["provenance"]
-    lines += ["", "## How this was made", ""]
-    for key, value in provenance.items():
-        if key.endswith("templates"):
-            value = ", ".join(f"`{template}`" for template in value)
-        elif isinstance(value, dict):
+    lines += ["", "## How this was made", "", *_templates(content)]
+    for key, value in content["provenance"].items():
+        if key in ("templates", "described_templates"):
+            continue
+        if isinstance(value, dict):
             value = ", ".join(f"{inner} {text}" for inner, text in value.items())
         lines.append(f"- {key.replace('_', ' ')}: {value}")
     return "\n".join(lines) + "\n"
+
+
+def _templates(content: dict) -> list[str]:
+    """A line for each list of templates that was used, with the names of its tests where there are several lists."""
+    own, provenance = content.get("templates", {}), content["provenance"]
+    used: dict[tuple[str, ...], list[str]] = {}
+    for name in [*content["zero_shot"], *content.get("multi_label", {})]:
+        common = provenance.get("described_templates" if name.endswith(DESCRIBED) else "templates", ())
+        used.setdefault(tuple(own.get(name, common)), []).append(name)
+    lines = []
+    for templates, names in used.items():
+        of = f" of {', '.join(names)}" if len(used) > 1 else ""
+        lines.append(f"- templates{of}: {', '.join(f'`{template}`' for template in templates)}")
+    return lines
 
 
 def _published(content: dict) -> list[str]:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from basic_tf import configurables, runs
 from basic_tf.data.records import RecordWriter, serialize_example
-from basic_tf.evaluation import suite
+from basic_tf.evaluation import prompts, suite
 from basic_tf.evaluation.encoder import ModelEncoder, SavedModelEncoder
 from basic_tf.serving import saved_model
 from basic_tf.training import checkpoints, stage_run
@@ -25,6 +25,7 @@ BINDINGS = (
     "ImageAugmentation.fit = 'pad'",
     "ImageAugmentation.border = 'reflect'",
     "contrastive/ImageAugmentation.scale = (0.8, 0.9)",
+    "Evaluation.templates = 'emoji'",
 )
 
 
@@ -112,6 +113,7 @@ def test_evaluation_sees_pictures_as_the_run_does(run_folder, data_dir, evaluate
     evaluated, _ = evaluated
     content = json.loads((Path(evaluated) / "results.json").read_text())
     assert content["provenance"]["view"] == VIEW
+    assert content["provenance"]["templates"] == list(prompts.EMOJI_TEMPLATES)
     assert "- view: output_size 24, fit pad, window 0.9" in (Path(evaluated) / "results.md").read_text()
     loaded, templates = runs.load(run_folder), content["provenance"]["templates"]
 
@@ -124,7 +126,8 @@ def test_evaluation_sees_pictures_as_the_run_does(run_folder, data_dir, evaluate
 
 def test_an_export_sees_pictures_as_the_run_does(run_folder, exported):
     exported, _ = exported
-    assert saved_model.load_metadata(exported)["view"] == VIEW
+    metadata = saved_model.load_metadata(exported)
+    assert metadata["view"] == VIEW and metadata["templates"] == list(prompts.EMOJI_TEMPLATES)
     loaded = runs.load(run_folder)
     pictures = [wide_picture(np.random.default_rng(seed)) for seed in range(3)]
     served = SavedModelEncoder(exported, 4).encode_image_bytes(pictures)
@@ -163,3 +166,14 @@ def test_a_stage_that_is_not_contrastive(exported):
     code, _, error = exported[1][1]
     assert code == 2 and "stage pretrain of" in error and "trains no text tower" in error
     assert "contrastive stages are contrastive, finetune" in error
+
+
+def test_templates_are_bare_names_unless_the_run_says_so(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    for path, expected in (
+        ("tests/training/tiny", "bare"),
+        ("gin/runs/demo", "emoji"),
+        ("gin/runs/pictures", "emoji"),
+    ):
+        configurables.parse([f"{path}.gin"], [])
+        assert configurables.Evaluation().templates == expected, path

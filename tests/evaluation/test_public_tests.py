@@ -348,6 +348,30 @@ def test_published_rows():
     assert lines[2].startswith("| **this run** | 25.0 | 50.0 | 37.5 |") and "| 55.7 | 63.0 † |" in lines[3]
 
 
+def test_templates_are_those_of_each_test():
+    entry = {
+        "top1": 0.5,
+        "standard_error": 0.1,
+        "top5": 0.9,
+        "mean_per_class": 0.5,
+        "examples": 4,
+        "classes": 9,
+    }
+    content = {"zero_shot": {"dtd": entry, "pets": entry, "mine": entry}, "summary": {}, "retrieval": {}}
+    content["provenance"] = {
+        "step": 3,
+        "templates": ["a drawing of a {}"],
+        "described_templates": ["{}, described"],
+    }
+    content["templates"] = {name: ["a photo of a {}.", "the {}."] for name in ("dtd", "pets")}
+    text = report.markdown(content)
+    assert "- templates of dtd, pets: `a photo of a {}.`, `the {}.`\n" in text
+    assert "- templates of mine: `a drawing of a {}`\n" in text and "described" not in text
+    del content["zero_shot"]["mine"]
+    text = report.markdown(content)
+    assert "- templates: `a photo of a {}.`, `the {}.`\n" in text and "drawing" not in text
+
+
 def test_published_figures_of_other_prompts_are_marked():
     entry = {
         "top1": 0.5,

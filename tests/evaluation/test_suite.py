@@ -314,3 +314,21 @@ def test_analysis_of_an_evaluation(data_dir, tmp_path):
     assert "## emojione-v1" in text and f"| {NAMES[0]} | {NAMES[1]} | 1 of 1 |" in text
     with Image.open(tmp_path / "confusions.png") as figure:
         assert np.asarray(figure.convert("L")).std() > 10
+
+
+def test_few_shot_curves_know_the_classes_that_other_tests_show(tmp_path):
+    """Three of seven: pictures of the others could be called nothing but wrong."""
+    write_test(tmp_path, "whole", [(label, NAMES[label]) for label in range(7)])
+    write_test(tmp_path, "part", [(label, NAMES[label]) for label in (1, 2, 4)])
+    result = suite.run(ColourEncoder(), str(tmp_path), ("{}",), keep_embeddings=True, keep=10**9)
+    content = analysis_report.collect(result, ColourEncoder())
+    assert content["whole"]["few_shot_classes"] == 3 and content["part"]["few_shot_classes"] == 7
+    assert content["whole"]["few_shot"][0]["accuracy"] == 1.0
+    assert "Few-shot, over the 3 classes that other tests show:" in analysis_report.markdown(content)
+
+
+def test_class_names_cannot_break_tables():
+    row = {"class": "a|b", "examples": 2, "top1": 0.5, "top5": 1.0}
+    pair = {"class": "a|b", "taken_for": "|", "count": 1, "examples": 2, "records": [0]}
+    text = analysis_report.markdown({"t": {"confused": [pair], "per_class": [row]}})
+    assert "| a\\|b | \\| | 1 of 2 |" in text and "| a\\|b | 2 | 50.0 | 100.0 |" in text
