@@ -13,6 +13,7 @@ from basic_tf.data.images import ImageAugmentation
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _JPEG = b"\xff\xd8\xff"
+_RIFF = b"RIFF"  # of WebP
 _JPEG_RATIOS = (8, 4, 2, 1)
 _SMALL = 256  # pixels a side; a batch of such pictures fits in memory decoded
 _GROUP = 8  # small pictures decoded by one turn of the loop; a turn of its own for each costs a third of its decoding
@@ -44,7 +45,7 @@ def decode_batch(encoded: tf.Tensor, view: ImageAugmentation) -> tf.Tensor:
     known = (
         _starts(encoded, _JPEG) | _starts(encoded, _PNG) | _starts(encoded, b"GIF8") | _starts(encoded, b"BM")
     )
-    known |= _starts(encoded, b"RIFF")
+    known |= _starts(encoded, _RIFF)
     check = tf.debugging.Assert(
         tf.reduce_all(known),
         ["not a JPEG, PNG, GIF, BMP or WebP picture; rows:", tf.reshape(tf.where(~known), [-1])],
@@ -153,7 +154,11 @@ def _cut_other(encoded: tf.Tensor, view: ImageAugmentation):
     picture = tf.cond(
         _starts(encoded, _PNG),
         lambda: _png_or_on_white(encoded),
-        lambda: tf.image.decode_image(encoded, channels=3, expand_animations=False),
+        lambda: tf.cond(
+            _starts(encoded, _RIFF),
+            lambda: _webp(encoded),
+            lambda: tf.image.decode_image(encoded, channels=3, expand_animations=False),
+        ),
     )
     shape = tf.shape(picture)
     window = _window(shape[0], shape[1], view)
@@ -184,7 +189,25 @@ def _png_has_alpha(encoded: tf.Tensor) -> tf.Tensor:
 
 
 def _png_on_white(encoded: tf.Tensor) -> tf.Tensor:
-    rgba = tf.cast(tf.image.decode_png(encoded, channels=4), tf.int32)
+    return _on_white(tf.image.decode_png(encoded, channels=4))
+
+
+def _webp(encoded: tf.Tensor) -> tf.Tensor:
+    """TensorFlow refuses three channels of a WebP with alpha, and four of one without: it is asked for what there is.
+
+    Asked so for an animation, TensorFlow 2.20 writes all frames into room for one, and the process dies: refused before.
+    """
+    head = tf.strings.join([tf.strings.substr(encoded, 0, 21), b"\0" * 21])  # padded: a stump has no byte 20
+    flags = tf.io.decode_raw(tf.strings.substr(head, 20, 1), tf.uint8)[0]
+    animated = (tf.strings.substr(head, 12, 4) == b"VP8X") & (tf.bitwise.bitwise_and(flags, 2) > 0)
+    check = tf.debugging.Assert(~animated, ["an animated WebP cannot be decoded; send one frame of it"])
+    with tf.control_dependencies([check]):
+        picture = tf.image.decode_image(tf.identity(encoded), channels=0, expand_animations=False)
+    return tf.cond(tf.shape(picture)[2] == 4, lambda: _on_white(picture), lambda: picture)
+
+
+def _on_white(rgba: tf.Tensor) -> tf.Tensor:
+    rgba = tf.cast(rgba, tf.int32)
     alpha = rgba[..., 3:]
     # Exact rounding of (colour * alpha + 255 * (255 - alpha)) / 255.
     return tf.cast((rgba[..., :3] * alpha + 255 * (255 - alpha) + 127) // 255, tf.uint8)

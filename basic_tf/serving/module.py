@@ -14,7 +14,12 @@ averaged
 - `serving_default` is `classify`
 
 All results are float32; embeddings are unit rows; probabilities are softmax(cosine / learned temperature).
-Decoding and resizing are those of the evaluation (`decoding`). A row that is no picture at all fails the
+Decoding and resizing are those of the evaluation (`decoding`). An empty text has no embedding: its row is zeros, its cosine
+with every picture 0.
+
+Transparency of PNG and WebP is laid on white. TensorFlow's decoders ignore how a camera was held, put transparent GIFs on
+black, and read BMPs with a palette as if its numbers were shades of grey; animated WebP is refused. predict.py hands such
+files over as PNG. A row that is no picture at all fails the
 request with an error that lists the rows; a picture that is cut short fails it with the decoder's own
 message, so send doubtful files one by one (predict.py checks each first).
 """

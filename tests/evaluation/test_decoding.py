@@ -97,6 +97,29 @@ def test_transparency_becomes_white():
     assert (received[:, :4] == 255).all() and (received[:, 4:] == 0).all()
 
 
+@pytest.mark.parametrize("lossless", [True, False])
+def test_transparent_webp_becomes_white(lossless):
+    """Beside one without alpha, in one request."""
+    picture = np.zeros((16, 16, 4), np.uint8)  # black, wholly transparent
+    picture[:, 8:, 3] = 255  # right half opaque
+    rows = tf.constant([encoded(picture, "WEBP", lossless=lossless, exact=True), CASES["webp"]])
+    decode = tf.function(lambda rows: decoding.decode_batch(rows, decoding.evaluation_view(16)))
+    received = decode(rows).numpy()
+    assert (received[0, :, :8] == 255).all() and (received[0, :, 8:] < 10).all()
+    alone = decoding.decode(tf.constant(CASES["webp"]), decoding.evaluation_view(16)).numpy()
+    np.testing.assert_array_equal(received[1], alone)
+
+
+def test_an_animated_webp_is_refused():
+    """Decoding it would take the process down."""
+    frames = [Image.fromarray(np.full((30, 30, 3), value, np.uint8)) for value in (10, 200)]
+    buffer = io.BytesIO()
+    frames[0].save(buffer, "WEBP", save_all=True, append_images=frames[1:])
+    decode = tf.function(lambda rows: decoding.decode_batch(rows, decoding.evaluation_view(8)))
+    with pytest.raises(tf.errors.InvalidArgumentError, match="animated WebP cannot be decoded"):
+        decode(tf.constant([buffer.getvalue()]))
+
+
 def test_first_frame_of_an_animation():
     frames = [Image.fromarray(np.full((8, 8, 3), value, np.uint8)) for value in (10, 200, 90)]
     buffer = io.BytesIO()
@@ -113,7 +136,7 @@ def test_rows_that_are_no_pictures_are_all_named():
 
 
 @pytest.mark.parametrize(
-    "stump", [CASES["png"][:20], CASES["png"][:60], CASES["jpeg"][:150], b"\xff\xd8\xff", b"BM"]
+    "stump", [CASES["png"][:20], CASES["png"][:60], CASES["jpeg"][:150], b"\xff\xd8\xff", b"BM", b"RIFF"]
 )
 def test_truncated_pictures_fail(stump):
     with pytest.raises(tf.errors.InvalidArgumentError):
