@@ -18,7 +18,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-results study basic-l-step batch-65536 test test-slow lint format tensorboard lock report
+.PHONY: help setup data demo demo-results study basic-l-step batch-65536 test test-slow lint format tensorboard lock report
 
 help: ## this list
 	@echo "basic_tf: train, evaluate and export image-text models after BASIC (arXiv 2111.10050)"
@@ -50,6 +50,8 @@ $(EMOJI)/tokenizer.model: $(EMOJI)/train.json | $(READY)
 
 $(ICONS)/train.json: $(EMOJI)/train.json | $(READY)
 	$(BIN)/python tools/prepare_icons.py --output_dir=$(ICONS) --against='$(EMOJI)/test_*.json'
+
+data: $(EMOJI)/train.json $(EMOJI)/tokenizer.model ## the demo's pictures with captions, and their tokenizer
 
 # Training passes over finished stages by itself. What follows is made again when a stage has finished since.
 newer = $(shell test -e $(1) && test -z "$$(find $(RUN) -name finished.json -newer $(1) 2>/dev/null)" && echo yes)

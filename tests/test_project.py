@@ -119,6 +119,24 @@ def test_make_targets_are_in_the_help():
     assert listed == make_targets()
 
 
+def test_make_targets_are_no_files():
+    """A folder `data` exists: a target of that name would never be made if it were not phony."""
+    phony = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)[1].split()
+    assert set(phony) == make_targets()
+
+
+def test_tools_name_only_targets_and_settings_that_exist():
+    wrong = []
+    for path in (ROOT / "tools").rglob("*.py"):
+        text = path.read_text()
+        for target in re.findall(r"(?:\(|: )make ([a-z-]+)\)", text):
+            if target not in make_targets():
+                wrong.append(f"{path.name}: make {target}")
+        for names in re.findall(r"^ .* --settings=([\w,]+)", text, re.MULTILINE):
+            wrong += [f"{path.name}: {name}" for name in names.split(",") if f'    "{name}": {{' not in text]
+    assert not wrong, "\n".join(wrong)
+
+
 def test_documents_name_only_what_exists():
     missing = []
     for path in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]:

@@ -1,7 +1,7 @@
 """The planner's peak against the memory that training really takes.
 
-    python tools/bench_planner.py                       # all settings, on two idle cores about ten minutes
-    python tools/bench_planner.py --settings=text,small # some of them
+    python tools/bench_planner.py                         # all settings, on two idle cores about ten minutes
+    python tools/bench_planner.py --settings=text,frozen  # some of them
 
 Each setting is planned here and measured in a process of its own: real steps of a stage (task, optimizer, trainer) on random
 pictures, one inter-op thread; memory is the high-water mark of the process (VmHWM), imports included. The last line is one
