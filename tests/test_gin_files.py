@@ -130,6 +130,14 @@ def test_a_card_names_the_most_devices_that_the_microbatch_allows(size):
     assert devices == min(rows)
 
 
+@pytest.mark.parametrize("size,billions", [("s", 4.14), ("m", 36.45), ("l", 457.8)])
+def test_image_towers_halve_their_maps_where_the_published_ones_do(size, billions):
+    """CoAtNet-3 on JFT has a strided depthwise convolution; with the stride in the expansion it has 34.4 billion."""
+    configurables.parse([f"gin/models/basic_{size}.gin"], [])
+    tower = gin.get_configurable("basic_tf.CoAtNet")()
+    assert sum(tower.multiply_adds().values()) / 1e9 == pytest.approx(billions, abs=0.05)
+
+
 def test_what_is_never_read_is_found(data):
     path = "gin/runs/demo.gin"
     configurables.parse([path], ["basic_l/CoAtNet.dtype = 'float32'", "pretrain/WarmStart.stage = 'x'"])
