@@ -33,6 +33,14 @@ class Tower(keras.Model):
             )
         self.seed += int(seed)
 
+    def get_config(self):
+        """Raises NotImplementedError. Keras would write down the defaults in place of the arguments."""
+        raise NotImplementedError(
+            f"{self.name} cannot be saved with its configuration (model.save, clone_model). Keep its weights with "
+            f"save_weights and construct {type(self).__name__} with the same arguments before load_weights; for serving, "
+            "python -m basic_tf.export writes a run as a SavedModel"
+        )
+
     def specs(self) -> list[WeightSpec]:
         """Every weight, declared, in order; no weight is allocated."""
         return [spec for block in (*self.blocks, *self.head_blocks) for spec in block.specs()]

@@ -220,6 +220,15 @@ def test_ghost_statistics_move_the_averages_once_and_inference_uses_them():
         tower.update_statistics([tf.constant(s) for s in whole[:3]])
 
 
+def test_keras_exports_what_the_tower_computes(tmp_path):
+    tower = CoAtNet(TINY, 32)
+    pictures = np.random.default_rng(0).uniform(-1, 1, (2, 32, 32, 3)).astype(np.float32)
+    features = tower(pictures).numpy()
+    tower.export(tmp_path / "exported", verbose=False)
+    loaded = tf.saved_model.load(tmp_path / "exported")
+    np.testing.assert_allclose(loaded.serve(pictures), features, rtol=1e-5, atol=1e-6)
+
+
 def test_ghost_groups_must_fit():
     tower = CoAtNet(TINY, image_size=16, batch_norm="ghost", ghost_size=4)
     with pytest.raises(ValueError, match="6 rows cannot be cut into ghost BatchNorm groups of 4"):

@@ -86,3 +86,17 @@ def test_bad_arguments_are_named(arguments, message):
 def test_bad_ids_are_named(ids):
     with pytest.raises(ValueError, match="T at most 9"):
         small().forward(ids)
+
+
+def test_keras_saves_weights_and_refuses_a_configuration(tmp_path):
+    """What Keras would write down by itself are the defaults of the arguments: nobody could load the file."""
+    tower, ids = small(), texts()
+    features = tower(ids).numpy()
+    tower.summary(print_fn=lambda *_, **__: None)
+    tower.save_weights(tmp_path / "tower.weights.h5")
+    other = small(seed=1)
+    other.build()
+    other.load_weights(tmp_path / "tower.weights.h5")
+    np.testing.assert_array_equal(other(ids).numpy(), features)
+    with pytest.raises(NotImplementedError, match=r"save_weights .* TextTransformer .* basic_tf\.export"):
+        tower.save(tmp_path / "tower.keras")
