@@ -38,6 +38,14 @@ class WeightSpec(NamedTuple):
         """Number of elements."""
         return int(np.prod(self.shape, dtype=np.int64))
 
+    def stored_dtype(self, variable_dtype) -> str:
+        """The type it is kept in where weights are of `variable_dtype`.
+
+        Moving statistics are kept in at least float32: a hundredth of what is left to go is less than bfloat16's last
+        bit long before they arrive.
+        """
+        return (tf.as_dtype(variable_dtype) if self.trainable else ops.wide(variable_dtype)).name
+
 
 INITIALIZERS = ("normal", "fan_in")
 
@@ -108,7 +116,7 @@ class Block(keras.layers.Layer):
                     initializer=lambda shape, dtype, spec=spec: tf.cast(
                         initial_value(spec, seed, scheme), dtype
                     ),
-                    dtype=self.variable_dtype,
+                    dtype=spec.stored_dtype(self.variable_dtype),
                     trainable=spec.trainable,
                     autocast=False,
                     name=name,
