@@ -22,6 +22,7 @@ from tests.data import damaged_pairs
 from tests.data.damaged_pairs import WAYS, Pair, pairs, sample, tar_of, write
 from tests.data.pictures import jpeg, png, smooth
 from tools import prepare_pairs
+from tools.pairs import tables
 from tools.pairs.files import PictureFile, matching
 from tools.pairs.folders import ClassFolders
 from tools.pairs.record_files import RecordFiles
@@ -505,6 +506,63 @@ def test_filters_of_align(tmp_path):
         n: ("filtered", case[3]) for n, case in enumerate(cases) if case[3]
     }
     assert facts["conversion"]["bad"] == {} and facts["filters"]["words"] == [3, 20]
+
+
+@pytest.mark.parametrize("kind", ["parquet", "webdataset", "jsonl"])
+def test_captions_are_counted_without_reading_pictures(kind, tmp_path, monkeypatch):
+    rows = pairs(30, {}, RNG, share=0.0)
+    for pair in rows:
+        pair.picture += RNG.bytes(50_000)
+    if kind == "jsonl":
+        path = damaged_pairs.jsonl_base64(rows, tmp_path / "a.jsonl")
+        monkeypatch.setattr(tables.base64, "b64decode", None)
+    else:
+        path = write(kind, rows, tmp_path)
+    read = io_counter(monkeypatch)
+    source = reader(kind, path, base64=kind == "jsonl")
+    assert [row.captions for row in source.rows(pictures=False)] == [(pair.caption,) for pair in rows]
+    assert kind == "jsonl" or read() < 30 * 50_000 / 10
+
+
+def io_counter(monkeypatch):
+    """How many bytes this process has read from now on, by the system's count."""
+
+    def total():
+        with open("/proc/self/io") as file:
+            return int(file.readline().split()[1])
+
+    begin = total()
+    return lambda: total() - begin
+
+
+def test_labels_are_numbered_alike_whether_captions_are_counted_or_not(tmp_path):
+    """The row of the unreadable picture names no label, in either pass."""
+    (tmp_path / "p.png").write_bytes(png(smooth(RNG, 8, 8)))
+    lines = [
+        "id,image,text,what",
+        "0,https://x/a.png,a thing,blue",
+        "1,p.png,a thing,red",
+        "2,p.png,a thing,green",
+    ]
+    (tmp_path / "t.csv").write_text("\n".join(lines))
+    for check in (Check(), Check(Filters(caption_repeats=10))):
+        source = reader("csv", str(tmp_path / "t.csv"), label="what")
+        _, facts, bad = converted(source, tmp_path / "out", check, max_reject_share=0.5)
+        assert facts["label_names"] == ["red", "green"] and len(bad) == 1
+
+
+@pytest.mark.parametrize("place", ["local", "ram://"])  # ram:// stands for gs://
+def test_a_truncated_tar_does_not_end_the_counting(place, tmp_path):
+    buffer = io.BytesIO()
+    tar_of(samples(5), buffer)
+    with tarfile.open(fileobj=io.BytesIO(buffer.getvalue())) as tar:
+        at = next(member.offset for member in tar if member.name == "003.jpg")
+    path = f"{tmp_path if place == 'local' else 'ram://cut'}/a.tar"
+    with tf.io.gfile.GFile(path, "wb") as file:
+        file.write(buffer.getvalue()[: at + 600])
+    *found, last = reader("webdataset", path).rows(pictures=False)
+    assert [row.captions for row in found[:3]] == [(f"text {n}",) for n in range(3)]
+    assert last.cause == "truncated tar"
 
 
 def test_a_row_keeps_the_captions_that_are_wanted():

@@ -57,12 +57,15 @@ class Tables:
         self.total = sum(map(_parquet_rows, paths)) if kind == "parquet" else None
 
     def rows(self, pictures: bool = True) -> Iterator[Row | BadRow]:
-        """All rows. Pictures in files are only read when a row is asked for its picture."""
+        """All rows. Pictures in files are only read when a row is asked for its picture.
+
+        pictures: False if only captions are wanted: no column of pictures is read or decoded, and labels get no numbers.
+        """
         read = {"csv": self._csv, "tsv": self._csv, "jsonl": self._json, "parquet": self._parquet}[self._kind]
         for path in self._paths:
-            yield from read(path)
+            yield from read(path, pictures)
 
-    def _csv(self, path: str) -> Iterator[Row | BadRow]:
+    def _csv(self, path: str, pictures: bool) -> Iterator[Row | BadRow]:
         parsed = parsed_rows(
             path, "\t" if self._kind == "tsv" else ",", 1 << 26 if self._columns.base64 else 1 << 17
         )
@@ -77,9 +80,9 @@ class Tables:
             if isinstance(cells, BadRow):
                 yield cells
             else:
-                yield self._row(path, chosen, dict(zip(header, cells)), where)
+                yield self._row(path, chosen, dict(zip(header, cells)), where, pictures)
 
-    def _json(self, path: str) -> Iterator[Row | BadRow]:
+    def _json(self, path: str, pictures: bool) -> Iterator[Row | BadRow]:
         for number, (offset, line) in enumerate(lines(path)):
             where = {"file": path, "row": number, "offset": offset}
             try:
@@ -94,14 +97,15 @@ class Tables:
                     yield BadRow("malformed row", str(error), where)
                 continue
             if isinstance(values, dict):
-                yield self._row(path, self._chosen(path, values, False), values, where)
+                yield self._row(path, self._chosen(path, values, False), values, where, pictures)
             else:
                 yield BadRow("malformed row", f"an object is expected, not {type(values).__name__}", where)
 
-    def _parquet(self, path: str) -> Iterator[Row | BadRow]:
+    def _parquet(self, path: str, pictures: bool) -> Iterator[Row | BadRow]:
         file = _open_parquet(path)
         chosen = self._chosen(path, file.schema_arrow.names)
-        wanted = [chosen.picture, *chosen.captions, *(n for n in (chosen.label, chosen.id) if n)]
+        others = (chosen.picture, chosen.label, chosen.id) if pictures else ()
+        wanted = [*chosen.captions, *(name for name in others if name)]
         number = 0
         for group in range(file.num_row_groups):  # a damaged one takes no other one with it
             end = number + file.metadata.row_group(group).num_rows
@@ -115,7 +119,7 @@ class Tables:
                             values.where = where
                             yield values
                         else:
-                            yield self._row(path, chosen, values, where)
+                            yield self._row(path, chosen, values, where, pictures)
             except OSError as error:  # pyarrow's, for pages it cannot read
                 detail = f"row group {group}: {error}".split("\n")[0]
                 where = {"file": path, "row": number}
@@ -144,20 +148,26 @@ class Tables:
                 )
         return dataclasses.replace(given, picture=picture, captions=captions, id=identity)
 
-    def _row(self, path: str, chosen: Columns, values: Mapping, where: Mapping) -> Row | BadRow:
+    def _row(
+        self, path: str, chosen: Columns, values: Mapping, where: Mapping, pictures: bool
+    ) -> Row | BadRow:
         try:
-            missing = [n for n in (chosen.picture, *chosen.captions, chosen.label) if n and n not in values]
+            others = (chosen.picture, chosen.label) if pictures else ()
+            missing = [n for n in (*others, *chosen.captions) if n and n not in values]
             if missing or not chosen.picture or not (chosen.captions or chosen.label):
                 raise BadRow(
                     "missing column", ", ".join(missing) or f"the row has {', '.join(values) or 'nothing'}"
                 )
+            captions = tuple(caption for name in chosen.captions for caption in _texts(values[name]))
+            if not pictures:
+                return Row(where, Picture(b""), captions)
             label = values[chosen.label] if chosen.label else None
             if chosen.label_separator and isinstance(label, str):
                 label = label.split(chosen.label_separator)
             return Row(
                 where,
                 self._picture(path, values[chosen.picture]),
-                tuple(caption for name in chosen.captions for caption in _texts(values[name])),
+                captions,
                 self.labels.numbers(label),
                 str(values.get(chosen.id) or "") or _identity(values[chosen.picture]),
             )

@@ -4,6 +4,7 @@ The tar files are walked block by block here: Python's tarfile takes a damaged h
 what follows would be lost in silence.
 """
 
+import contextlib
 import gzip
 import json
 import posixpath
@@ -14,6 +15,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
+from basic_tf.data.shards import is_local
 from tools.pairs.files import PICTURE_ENDINGS, is_hidden
 from tools.sources.rows import FILTERED, BadRow, LabelTable, Picture, Row
 
@@ -22,7 +24,7 @@ _REGULAR = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
 
 
 class Member(NamedTuple):
-    """A file in a tar. offset: of its header. data: whole, or as much as the archive still has."""
+    """A file in a tar. offset: of its header. data: whole, or as much as the archive still has; nothing if passed over."""
 
     name: str
     offset: int
@@ -38,8 +40,11 @@ class Damage(NamedTuple):
     detail: str
 
 
-def members(file) -> Iterator[Member | Damage]:
-    """The regular files of an uncompressed tar stream, in order. Behind a damaged header the next good one is sought."""
+def members(file, unread: tuple[str, ...] = ()) -> Iterator[Member | Damage]:
+    """The regular files of an uncompressed tar stream, in order. Behind a damaged header the next good one is sought.
+
+    unread: endings of names, as ".jpg"; what such files hold is passed over.
+    """
     offset, lost = 0, None
     long_name = ""  # from an extended header, for the member that follows
     while True:
@@ -65,6 +70,13 @@ def members(file) -> Iterator[Member | Damage]:
         if lost is not None and block[257:262] != b"ustar":
             continue
         lost = None
+        if header.type in _REGULAR and (long_name or header.name).lower().endswith(unread):
+            name, long_name = long_name or header.name, ""
+            offset += header.size + -header.size % _BLOCK
+            with contextlib.suppress(tf.errors.OutOfRangeError):  # cut here: the next read finds the end
+                file.seek(offset)
+            yield Member(name, start, b"", True)
+            continue
         data = (
             file.read(header.size)
             if header.type not in (tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE)
@@ -111,25 +123,31 @@ class WebDataset:
         self._paths, self.labels, self._captions, self._label = list(paths), labels, captions, label
 
     def rows(self, pictures: bool = True) -> Iterator[Row | BadRow]:
-        """All samples, and a bad row for each damage of an archive."""
+        """All samples, and a bad row for each damage of an archive.
+
+        pictures: False if only captions are wanted: then no picture is read, and labels get no numbers.
+        """
         for path in self._paths:
-            with tf.io.gfile.GFile(path, "rb") as raw:
+            # GFile reads ahead by more than most pictures hold: nothing would be saved by passing over them.
+            with open(path, "rb") if is_local(path) else tf.io.gfile.GFile(path, "rb") as raw:
                 zipped = path.endswith((".gz", ".tgz"))
                 try:
-                    yield from self._samples(path, gzip.GzipFile(fileobj=raw, mode="rb") if zipped else raw)
+                    file = gzip.GzipFile(fileobj=raw, mode="rb") if zipped else raw
+                    yield from self._samples(path, file, pictures)
                 except (EOFError, zlib.error, OSError) as error:
                     if not zipped:
                         raise
                     cause = "truncated tar" if isinstance(error, EOFError) else "damaged gzip"
                     yield BadRow(cause, f"what follows is lost: {error}", {"file": path})
 
-    def _samples(self, path: str, file) -> Iterator[Row | BadRow]:
+    def _samples(self, path: str, file, pictures: bool) -> Iterator[Row | BadRow]:
         key, group = None, {}
         left_out = []  # README, ._000017.jpg of a Mac: they lie between samples, or between the files of one
-        for member in members(file):
+        unread = () if pictures else tuple(f".{ending}" for ending in PICTURE_ENDINGS)
+        for member in members(file, unread):
             if isinstance(member, Damage):
                 if group:
-                    yield self._sample(path, key, group)
+                    yield self._sample(path, key, group, pictures)
                     key, group = None, {}
                 yield BadRow(member.cause, member.detail, {"file": path, "offset": member.offset})
                 continue
@@ -140,17 +158,17 @@ class WebDataset:
                 continue
             own, ending = posixpath.join(folder, stem), ending.lower()
             if group and (own != key or ending in group):
-                yield self._sample(path, key, group)
+                yield self._sample(path, key, group, pictures)
                 group = {}
             key = own
             group[ending] = member
         if group:
-            yield self._sample(path, key, group)
+            yield self._sample(path, key, group, pictures)
         if left_out:
             detail = f"hidden, or without an ending: {', '.join(left_out[:3])}"
             yield BadRow("no part of a sample", detail, {"file": path}, FILTERED, len(left_out))
 
-    def _sample(self, path: str, key: str, group: dict[str, Member]) -> Row | BadRow:
+    def _sample(self, path: str, key: str, group: dict[str, Member], pictures: bool) -> Row | BadRow:
         where = {"file": path, "offset": min(m.offset for m in group.values()), "member": key}
         try:
             cut = [m.name for m in group.values() if not m.whole]
@@ -159,21 +177,15 @@ class WebDataset:
             picture = next((group[ending] for ending in group if ending in PICTURE_ENDINGS), None)
             if picture is None:
                 raise BadRow("missing picture", f"the sample has {', '.join(sorted(group))}")
-            captions, labels = self._texts(group)
+            facts = _facts(group)
+            captions = self._captions_of(group, facts)
+            labels = self._labels_of(group, facts) if pictures else ()
             return Row(where, Picture(picture.data), captions, labels, key)
         except BadRow as error:
             error.where = where
             return error
 
-    def _texts(self, group: dict[str, Member]) -> tuple[tuple[str, ...], tuple[int, ...]]:
-        facts = {}
-        if "json" in group:
-            try:
-                facts = json.loads(group["json"].data)
-            except ValueError as error:
-                raise BadRow("malformed json", str(error)) from error
-            if not isinstance(facts, dict):
-                raise BadRow("malformed json", f"an object is expected, not {type(facts).__name__}")
+    def _captions_of(self, group: dict[str, Member], facts: dict) -> tuple[str, ...]:
         if self._captions is None:
             found = (
                 [group["txt"].data] if "txt" in group else [facts["caption"]] if "caption" in facts else []
@@ -183,12 +195,25 @@ class WebDataset:
             if missing:
                 raise BadRow("missing column", f"no {', '.join(missing)} in the sample's .json")
             found = [item for name in self._captions for item in _listed(facts[name])]
-        captions = tuple(_text(caption) for caption in found)
+        return tuple(_text(caption) for caption in found)
+
+    def _labels_of(self, group: dict[str, Member], facts: dict) -> tuple[int, ...]:
         if self._label is not None:
             if self._label not in facts:
                 raise BadRow("missing column", f"no {self._label} in the sample's .json")
-            return captions, self.labels.numbers(facts[self._label])
-        return captions, self.labels.numbers(_text(group["cls"].data) if "cls" in group else None)
+            return self.labels.numbers(facts[self._label])
+        return self.labels.numbers(_text(group["cls"].data) if "cls" in group else None)
+
+
+def _facts(group: dict[str, Member]) -> dict:
+    """What the sample's .json says."""
+    try:
+        facts = json.loads(group["json"].data) if "json" in group else {}
+    except ValueError as error:
+        raise BadRow("malformed json", str(error)) from error
+    if not isinstance(facts, dict):
+        raise BadRow("malformed json", f"an object is expected, not {type(facts).__name__}")
+    return facts
 
 
 def _listed(value) -> list:
