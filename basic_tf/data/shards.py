@@ -6,15 +6,15 @@ record, the offset and the length of its payload. A record is framed (TensorFlow
     uint64 length | uint32 masked CRC32C of the length | payload | uint32 masked CRC32C of the payload
 """
 
-import mmap
 import os
 import struct
-import threading
 
 import google_crc32c
 import numpy as np
 import tensorflow as tf
 from absl import logging
+
+from basic_tf.data.open_files import LocalFile
 
 INDEX_SUFFIX = ".index"
 
@@ -84,7 +84,7 @@ class ShardWriter:
 
 
 def is_local(path: str) -> bool:
-    """Whether a path can be memory-mapped: it names no file system of tf.io.gfile's (gs://, ram://, ...)."""
+    """Whether the operating system reads a path: it names no file system of tf.io.gfile's (gs://, ram://, ...)."""
     return "://" not in path
 
 
@@ -146,8 +146,7 @@ class Shard:
     def __init__(self, path: str):
         """Finds the index or makes it, and checks that it ends where the file ends."""
         self.path, self.local = path, is_local(path)
-        self._lock = threading.Lock()
-        self._map: mmap.mmap | None = None
+        self._file = LocalFile(path) if self.local else None
         try:
             self.size = tf.io.gfile.stat(path).length
         except tf.errors.NotFoundError:
@@ -207,17 +206,8 @@ class Shard:
         """The framed bytes of some records (fewer bytes where the file ends before)."""
         starts, ends = frame_bounds(pairs)
         if self.local:
-            data = self._mapped()
-            return [data[start:end] for start, end in zip(starts.tolist(), ends.tolist())]
+            return self._file.read(list(zip(starts.tolist(), ends.tolist())))
         return self._remote_frames(starts, ends)
-
-    def _mapped(self) -> mmap.mmap:
-        if self._map is None:
-            with self._lock:
-                if self._map is None:
-                    with open(self.path, "rb") as file:
-                        self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        return self._map
 
     def _remote_frames(self, starts: np.ndarray, ends: np.ndarray) -> list[bytes]:
         """Neighbours are read by one request; a file object of its own, as seeking is not thread-safe."""

@@ -1,11 +1,13 @@
 """Records: TensorFlow and we read what was written, in any order; damage is found, counted and skipped."""
 
 import concurrent.futures
+import gc
 import gzip
 import json
 import logging
 import multiprocessing
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -17,7 +19,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from basic_tf.data import records, shards
+from basic_tf.data import open_files, records, shards
 from basic_tf.data.records import RecordSource, RecordWriter
 
 RNG = np.random.default_rng()
@@ -219,7 +221,7 @@ def test_index_outside(tmp_path, bad):
 
 
 def test_file_systems_of_gfile(tmp_path):
-    """ram:// stands for gs://: no memory map, reads by range, neighbours in one request."""
+    """ram:// stands for gs://: reads by range, neighbours in one request."""
     data = payloads(41)
     path = write("ram://records/a", data, shards=3)
     expected = in_file_order(data, 3)
@@ -252,6 +254,49 @@ def test_threads_and_forks_share_a_source(tmp_path):
     child.start()
     assert queue.get() == source.read(orders[0])
     child.join()
+
+
+@pytest.mark.parametrize("limit_is_known", [True, False])
+def test_more_shards_than_a_process_may_have_open_files(tmp_path, monkeypatch, limit_is_known):
+    data = payloads(240, 50)
+    source = RecordSource.open(write(tmp_path, data, records_per_shard=2))
+    monkeypatch.setattr(open_files, "_files", open_files.OpenFiles(None if limit_is_known else 1000))
+
+    def read(answer):
+        try:
+            most = max(map(int, os.listdir("/proc/self/fd"))) + 20
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+            good = all(source.read(np.arange(240)) == data for _ in range(2))
+            answer.put("good" if good else "other records")
+        except BaseException as error:
+            answer.put(repr(error))
+
+    context = multiprocessing.get_context("fork")
+    answer = context.SimpleQueue()
+    child = context.Process(target=read, args=[answer])
+    child.start()
+    assert answer.get() == "good"
+    child.join()
+
+
+def test_the_limit_of_open_files_is_raised_where_it_may_be_and_half_of_it_kept(monkeypatch):
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft - 1, hard))
+    try:
+        assert open_files._share_of_limit() == min(hard, 1 << 16) // 2
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (min(hard, 1 << 16), hard)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_files_are_closed_with_their_dataset(tmp_path, monkeypatch):
+    monkeypatch.setattr(open_files, "_files", open_files.OpenFiles())
+    source = RecordSource.open(write(tmp_path, payloads(8), shards=4))
+    source.read(np.arange(8))
+    assert len(open_files._files._kept) == 4
+    del source
+    gc.collect()
+    assert not open_files._files._kept
 
 
 # Writing
