@@ -18,7 +18,7 @@ import tensorflow as tf
 from absl import logging
 
 from basic_tf.data.examples import IMG2DATASET, FeatureKeys, Record, parse_example, serialize_example
-from basic_tf.data.shards import INDEX_SUFFIX, RecordFileError, Shard, ShardWriter, frame_bounds, unframed
+from basic_tf.data.shards import INDEX_SUFFIX, RecordFileError, Shard, ShardWriter, unframed
 
 __all__ = [
     "IMG2DATASET",
@@ -35,7 +35,6 @@ __all__ = [
 
 MINIMUM_BUDGET = 10
 _REMOTE_THREADS = 16
-_INDEXES_KEPT = 256
 _LOGGED = 20
 
 
@@ -171,6 +170,7 @@ class RecordSource:
         metadata: Mapping | None = None,
         *,
         max_damaged_fraction: float = 0.001,
+        index_limit_bytes: int = 1 << 30,
         origin: str = "",
     ):
         """Use `open`. paths: the shards in order. origin: what the user named, for messages."""
@@ -189,16 +189,22 @@ class RecordSource:
         self.budget = max(MINIMUM_BUDGET, int(max_damaged_fraction * self.count))
         self._damaged: dict[int, str] = {}
         self._indexes: collections.OrderedDict[int, np.ndarray] = collections.OrderedDict()
+        self._index_bytes, self._index_limit = 0, int(index_limit_bytes)
         self._lock = threading.Lock()
 
     @classmethod
-    def open(cls, path: str, *, max_damaged_fraction: float = 0.001) -> "RecordSource":
+    def open(
+        cls, path: str, *, max_damaged_fraction: float = 0.001, index_limit_bytes: int = 1 << 30
+    ) -> "RecordSource":
         """Opens a dataset's json, or the shards that match a pattern (in the order of their names).
 
         max_damaged_fraction: above this share of damaged records (but at least 10) reading stops, an error.
+        index_limit_bytes: of indexes in memory, 4 bytes a record (8 in shards of 4 GiB and more). A random order over
+        more records than fit reads and checks an index of a shard, 16 bytes a record, for nearly every record.
         FileNotFoundError, RecordFileError (truncated, empty, not as the json says): one line with the file.
         """
         path = str(path)
+        options = {"max_damaged_fraction": max_damaged_fraction, "index_limit_bytes": index_limit_bytes}
         if not path.endswith(".json"):
             shards = [
                 p for p in sorted(tf.io.gfile.glob(path)) if not p.endswith((INDEX_SUFFIX, ".tmp", ".json"))
@@ -207,7 +213,7 @@ class RecordSource:
                 raise FileNotFoundError(
                     f"no shard matches {path}; give a dataset's .json or a pattern of .tfrecord files"
                 )
-            return cls(shards, origin=path, max_damaged_fraction=max_damaged_fraction)
+            return cls(shards, origin=path, **options)
         if not tf.io.gfile.exists(path):
             raise FileNotFoundError(
                 f"dataset {path} does not exist; the tools/prepare_*.py programs make datasets"
@@ -222,7 +228,7 @@ class RecordSource:
             ) from error
         folder = posixpath.dirname(path)
         shards = [name if "://" in name else posixpath.join(folder, name) for name in names]
-        source = cls(shards, metadata, origin=path, max_damaged_fraction=max_damaged_fraction)
+        source = cls(shards, metadata, origin=path, **options)
         if source.count != count:
             raise RecordFileError(
                 f"{path} says {count:,} records, its shards hold {source.count:,}: of another writing, "
@@ -239,8 +245,7 @@ class RecordSource:
     def location(self, record: int) -> tuple[str, int]:
         """The shard of a record and the byte at which the record begins there."""
         shard = int(np.searchsorted(self._first, record, "right")) - 1
-        pairs = self._pairs(shard)[record - self._first[shard] :][:1]
-        return self._shards[shard].path, int(frame_bounds(pairs)[0][0])
+        return self._shards[shard].path, int(self._edges(shard)[record - self._first[shard]])
 
     def read(self, indices: np.ndarray) -> list[bytes | None]:
         """Serialized examples of these records, None where one is damaged (a checksum, or the file is cut).
@@ -273,20 +278,23 @@ class RecordSource:
         return payloads
 
     def _frames(self, shard: int, indices: np.ndarray) -> list[bytes]:
-        return self._shards[shard].frames(self._pairs(shard)[indices - self._first[shard]])
+        edges, rows = self._edges(shard), indices - self._first[shard]
+        return self._shards[shard].frames(edges[rows].astype(np.int64), edges[rows + 1].astype(np.int64))
 
-    def _pairs(self, shard: int) -> np.ndarray:
-        """The index of a shard; the most recently used ones stay in memory."""
+    def _edges(self, shard: int) -> np.ndarray:
+        """Where the records of a shard begin; the most recently used indexes stay in memory, within their limit."""
         with self._lock:
             if shard in self._indexes:
                 self._indexes.move_to_end(shard)
                 return self._indexes[shard]
-        pairs = self._shards[shard].pairs()
+        edges = self._shards[shard].edges()
         with self._lock:
-            self._indexes[shard] = pairs
-            while len(self._indexes) > _INDEXES_KEPT:
-                self._indexes.popitem(last=False)
-        return pairs
+            if shard not in self._indexes:
+                self._indexes[shard] = edges
+                self._index_bytes += edges.nbytes
+            while self._index_bytes > self._index_limit and len(self._indexes) > 1:
+                self._index_bytes -= self._indexes.popitem(last=False)[1].nbytes
+        return edges
 
     def _note(self, record: int, found: int) -> None:
         path, offset = self.location(record)

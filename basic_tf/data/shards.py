@@ -95,9 +95,12 @@ def read_range(path: str, offset: int, length: int) -> bytes:
         return file.read(length)
 
 
-def frame_bounds(pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where framed records begin and end, int64 [N] each, from the pairs of an index [N, 2]."""
-    return pairs[:, 0] - _HEADER.size, pairs[:, 0] + pairs[:, 1] + _FOOTER.size
+def frame_edges(pairs: np.ndarray, size: int) -> np.ndarray:
+    """Where the framed records of a shard of `size` bytes begin, and where the last one ends: unsigned [N + 1], 32 bits
+    where they suffice, so that millions of records can be kept in memory. From the pairs [N, 2] of a whole index.
+    """
+    kind = np.uint32 if size < 1 << 32 else np.uint64
+    return np.append(pairs[:, 0] - _HEADER.size, size).astype(kind)
 
 
 def scan_shard(path: str) -> np.ndarray:
@@ -141,7 +144,7 @@ def _truncated(path: str, records: int, position: int, size: int) -> str:
 
 
 class Shard:
-    """One shard and where its records are. `count` is known at once, the pairs are read when needed."""
+    """One shard and where its records are. `count` is known at once, the index is read when needed."""
 
     def __init__(self, path: str):
         """Finds the index or makes it, and checks that it ends where the file ends."""
@@ -156,8 +159,8 @@ class Shard:
         self._kept: np.ndarray | None = None  # an index that could not be written beside the shard
         self.count = self._count_from_index()
         if self.count is None:
-            self._kept = self._rebuild()
-            self.count = len(self._kept)
+            pairs = self._rebuild()
+            self._kept, self.count = frame_edges(pairs, self.size), len(pairs)
 
     def _count_from_index(self) -> int | None:
         """The number of records, or None if there is no index that ends where the shard does."""
@@ -185,8 +188,8 @@ class Shard:
             logging.info("the index of %s stays in memory: %s", self.path, error.message)
         return pairs
 
-    def pairs(self) -> np.ndarray:
-        """int64 [count, 2]: offset and length of each payload. Rebuilt if the index contradicts itself."""
+    def edges(self) -> np.ndarray:
+        """`frame_edges` of the index, read and checked; the index is made again if it contradicts itself."""
         if self._kept is not None:
             return self._kept
         index = self.path + INDEX_SUFFIX
@@ -199,12 +202,12 @@ class Shard:
                     f"{index} was wrong ({self.count} records, the shard has {len(pairs)}) and was rebuilt: "
                     "start again"
                 )
-            self._kept = pairs
-        return pairs
+            self._kept = frame_edges(pairs, self.size)
+            return self._kept
+        return frame_edges(pairs, self.size)
 
-    def frames(self, pairs: np.ndarray) -> list[bytes]:
-        """The framed bytes of some records (fewer bytes where the file ends before)."""
-        starts, ends = frame_bounds(pairs)
+    def frames(self, starts: np.ndarray, ends: np.ndarray) -> list[bytes]:
+        """The framed records between these bytes (fewer bytes where the file ends before)."""
         if self.local:
             return self._file.read(list(zip(starts.tolist(), ends.tolist())))
         return self._remote_frames(starts, ends)

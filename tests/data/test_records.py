@@ -256,6 +256,32 @@ def test_threads_and_forks_share_a_source(tmp_path):
     child.join()
 
 
+def test_indexes_stay_in_memory_within_their_limit(tmp_path, monkeypatch):
+    data = payloads(900, 30)
+    path = write(tmp_path, data, records_per_shard=3)
+    read_from, real = [], shards.read_range
+
+    def spy(name, *arguments):
+        read_from.append(name)
+        return real(name, *arguments)
+
+    whole, small = RecordSource.open(path), RecordSource.open(path, index_limit_bytes=100 * 4 * 4)
+    monkeypatch.setattr(shards, "read_range", spy)
+    for source, reads in ((whole, 300), (small, 600)):
+        for _ in range(2):  # each shard in turn, as a batch in random order does
+            assert source.read(np.arange(0, 900, 3)) == data[::3]
+        assert len(read_from) == reads
+        read_from.clear()
+    assert small.read(np.arange(600, 900)) == data[600:] and not read_from  # the latest hundred are there
+    assert (len(small._indexes), small._index_bytes) == (100, 1600)
+
+
+def test_shards_above_four_gigabytes_have_longer_numbers():
+    pairs = np.array([[12, 1 << 32], [(1 << 32) + 28, 5]])
+    assert shards.frame_edges(pairs, (1 << 32) + 37).tolist() == [0, (1 << 32) + 16, (1 << 32) + 37]
+    assert shards.frame_edges(pairs[:0], 0).tolist() == [0]
+
+
 @pytest.mark.parametrize("limit_is_known", [True, False])
 def test_more_shards_than_a_process_may_have_open_files(tmp_path, monkeypatch, limit_is_known):
     data = payloads(240, 50)
