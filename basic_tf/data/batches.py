@@ -13,12 +13,12 @@ import numpy as np
 import tensorflow as tf
 
 from basic_tf.data.captions import CaptionChoice
-from basic_tf.data.decoding import header
 from basic_tf.data.examples import parse_example
 from basic_tf.data.images import ImageAugmentation
 from basic_tf.data.labels import check_labels, class_count, multi_hot
 from basic_tf.data.mixture import MixedSource, MixtureOrder
 from basic_tf.data.order import ExampleOrder
+from basic_tf.data.picture_headers import header
 from basic_tf.data.python_calls import aligned_empty, cores, mapped
 from basic_tf.data.tokenizer import Tokenizer
 from basic_tf.data.usable_records import (

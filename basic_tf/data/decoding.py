@@ -1,7 +1,10 @@
-"""Encoded pictures to pixels, by TensorFlow as in the exported SavedModel; sizes changed by OpenCV."""
+"""Encoded pictures to pixels, upright and on white; sizes changed by OpenCV.
+
+TensorFlow decodes, as in the exported SavedModel; Pillow what TensorFlow would read otherwise than it is meant
+(`picture_headers.Header.by_pillow`).
+"""
 
 import functools
-import struct
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -9,100 +12,25 @@ import cv2
 import numpy as np
 import tensorflow as tf
 
+from basic_tf.data import pillow_pictures
+from basic_tf.data.orientation import stored_box, turned
+from basic_tf.data.picture_headers import Header, PictureError, checked_header, first_line
+
 cv2.setNumThreads(
     1
 )  # batches are made by threads of our own; OpenCV's would only crowd the computation's cores
 
-_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _MOST_TOGETHER = 16  # pictures of one call
 _PIXELS_TOGETHER = 1 << 23
 
 
-class PictureError(ValueError):
-    """A picture that cannot be decoded. `cause` is short and the same for all pictures with the same
-    trouble.
-    """
-
-    def __init__(self, cause: str, detail: str = ""):
-        super().__init__(f"{cause}: {detail}" if detail else cause)
-        self.cause = cause
-
-
-class Header(NamedTuple):
-    """What the first bytes of a picture say."""
-
-    kind: str  # "jpeg", "png", "gif", "bmp" or "webp"
-    height: int
-    width: int
-    alpha: bool  # PNG alone: an alpha channel or a transparent colour
-
-
-def header(encoded: bytes) -> Header:
-    """Format and size of an encoded picture, without decoding it. PictureError if it is none."""
-    if not encoded:
-        raise PictureError("empty picture")
-    try:
-        if encoded[:3] == b"\xff\xd8\xff":
-            return Header("jpeg", *_jpeg_size(encoded), False)
-        if encoded[:8] == _PNG_SIGNATURE:
-            width, height, _, colour = struct.unpack(">IIBB", encoded[16:26])
-            # Only asked for where there is one: TensorFlow's decoder invents an alpha of 1, 3 or 15 for
-            # opaque pictures of 1, 2 or 4 bits when four channels are wanted, and they would come out white.
-            alpha = colour in (4, 6) or encoded.find(b"tRNS", 0, max(encoded.find(b"IDAT"), 0)) > 0
-            return Header("png", height, width, alpha)
-        if encoded[:4] == b"GIF8":
-            width, height = struct.unpack("<HH", encoded[6:10])
-            return Header("gif", height, width, False)
-        if encoded[:2] == b"BM":
-            width, height = struct.unpack("<ii", encoded[18:26])
-            return Header("bmp", abs(height), abs(width), False)
-        if encoded[:4] == b"RIFF" and encoded[8:12] == b"WEBP":
-            return Header("webp", *_webp_size(encoded), False)
-    except (struct.error, tf.errors.OpError) as error:
-        raise PictureError("damaged header", _first_line(error)) from error
-    raise PictureError("unknown format", f"{len(encoded)} bytes that begin with {encoded[:8]!r}")
-
-
-def _jpeg_size(encoded: bytes) -> tuple[int, int]:
-    """Height and width, from the start-of-frame segment; TensorFlow is asked where the segments are not in order."""
-    at = 2
-    while at + 9 <= len(encoded) and encoded[at] == 0xFF:
-        marker = encoded[at + 1]
-        if marker == 0xFF:  # fill
-            at += 1
-        elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            height, width = struct.unpack_from(">HH", encoded, at + 5)
-            if height and width:
-                return height, width
-            break
-        elif marker in (0xDA, 0xD9):  # the scan, or the end, before any frame
-            break
-        else:
-            at += (
-                2
-                if marker == 0x01 or 0xD0 <= marker <= 0xD8
-                else 2 + struct.unpack_from(">H", encoded, at + 2)[0]
-            )
-    return tuple(tf.io.extract_jpeg_shape(encoded).numpy().tolist()[:2])
-
-
-def _webp_size(encoded: bytes) -> tuple[int, int]:
-    chunk = encoded[12:16]
-    if chunk == b"VP8X":
-        width, height = encoded[24:27] + b"\0", encoded[27:30] + b"\0"
-        return struct.unpack("<I", height)[0] + 1, struct.unpack("<I", width)[0] + 1
-    if chunk == b"VP8L":
-        (bits,) = struct.unpack("<I", encoded[21:25])
-        return (bits >> 14 & 0x3FFF) + 1, (bits & 0x3FFF) + 1
-    width, height = struct.unpack("<HH", encoded[26:30])
-    return height & 0x3FFF, width & 0x3FFF
-
-
 def decode(encoded: bytes, max_pixels: int = 1 << 26) -> np.ndarray:
-    """uint8 [H, W, 3], read only, of a JPEG, PNG, GIF (first frame), BMP or WebP. PictureError names what is wrong.
+    """uint8 [H, W, 3], read only, of a JPEG, PNG, GIF, BMP or WebP (of an animation the first frame). PictureError names
+    what is wrong.
 
-    Transparency is composited on white; grey, palette, 16-bit and CMYK pictures become RGB. Pictures of more
-    than `max_pixels` are refused before any memory is taken for them.
+    Photographs are turned as the camera was held (EXIF); transparency is composited on white; grey, palette, 16-bit and
+    CMYK pictures become RGB. A BMP of 32 bits has alpha only where its header says so. Pictures of more than `max_pixels`
+    are refused before any memory is taken for them.
     """
     return decode_window(encoded, Window(checked_header(encoded, max_pixels)))
 
@@ -112,19 +40,9 @@ def decode_together(encoded: Sequence[bytes], max_pixels: int) -> list[np.ndarra
     return decode_planned(encoded, lambda number: Window(checked_header(encoded[number], max_pixels)))
 
 
-def checked_header(encoded: bytes, max_pixels: int) -> Header:
-    """`header`, refusing pictures without pixels or with more than max_pixels."""
-    found = header(encoded)
-    if found.height < 1 or found.width < 1:
-        raise PictureError("damaged header", f"size {found.width} x {found.height}")
-    if found.height * found.width > max_pixels:
-        raise PictureError("too many pixels", f"{found.width} x {found.height}, limit {max_pixels:,}")
-    return found
-
-
 class Window(NamedTuple):
-    """What is wanted of an encoded picture: top, left, height and width in pixels of the picture scaled down by `ratio`
-    (JPEG alone; otherwise 1). `box` None is the whole picture.
+    """What is wanted of an encoded picture: top, left, height and width in pixels of the upright picture scaled down by
+    `ratio` (JPEG alone; otherwise 1). `box` None is the whole picture.
     """
 
     found: Header
@@ -134,14 +52,33 @@ class Window(NamedTuple):
 
 def decode_window(encoded: bytes, window: Window) -> np.ndarray:
     """uint8 [h, w, 3], read only. PictureError names what is wrong."""
+    if window.found.by_pillow:
+        return _finished(_by_pillow(encoded, window.found), window)
     kind = window.found.kind
     try:
         with tf.device("CPU:0"):
-            box = None if window.box is None else tf.constant(window.box)
+            box = None if window.box is None else tf.constant(_stored_box(window))
             picture = np.asarray(_decoded(tf.constant(encoded), box, kind, window.found.alpha, window.ratio))
     except tf.errors.OpError as error:
-        raise PictureError(f"undecodable {kind.upper()}", _first_line(error)) from error
+        raise PictureError(f"undecodable {kind.upper()}", first_line(error)) from error
     return _finished(picture, window)
+
+
+def _by_pillow(encoded: bytes, found: Header) -> np.ndarray:
+    try:
+        picture = pillow_pictures.decoded(encoded, found.kind)
+    except Exception as error:  # a damaged picture can raise anything inside Pillow's parsers
+        raise PictureError(f"undecodable {found.kind.upper()}", first_line(error)) from error
+    if picture.shape[:2] != (found.height, found.width):
+        size = f"{found.width} x {found.height}, its pixels are {picture.shape[1]} x {picture.shape[0]}"
+        raise PictureError("damaged header", f"size {size}")
+    return picture
+
+
+def _stored_box(window: Window) -> tuple[int, int, int, int]:
+    """Where a window of a JPEG lies in the picture that the decoder makes."""
+    found, box, ratio = window
+    return stored_box(box, found.orientation, -(-found.height // ratio), -(-found.width // ratio))
 
 
 def decode_windows(encoded: Sequence[bytes], windows: Sequence[Window]) -> list[np.ndarray | PictureError]:
@@ -151,24 +88,31 @@ def decode_windows(encoded: Sequence[bytes], windows: Sequence[Window]) -> list[
     threads have the interpreter. They are decoded in the caller's thread, not in those that training computes with.
     """
     groups: dict[tuple, list[int]] = {}
+    result: list = [None] * len(windows)
     for number, (found, box, ratio) in enumerate(windows):
+        if found.by_pillow:
+            result[number] = _attempted(encoded[number], windows[number])
+            continue
         whole = found.kind != "jpeg" or box is None
         groups.setdefault((found.kind, found.alpha, ratio, whole), []).append(number)
-    result: list = [None] * len(windows)
     for kind, members in groups.items():
         for numbers in _in_parts(members, [windows[n].found for n in members]):
             whole = kind[-1]
-            boxes = [(0, 0, 0, 0) if whole else windows[n].box for n in numbers]
+            boxes = [(0, 0, 0, 0) if whole else _stored_box(windows[n]) for n in numbers]
             pictures = _in_one_call([encoded[n] for n in numbers], boxes, *kind)
             for place, number in enumerate(numbers):
                 if pictures is not None:
                     result[number] = _finished(np.asarray(pictures[place]), windows[number])
-                    continue
-                try:  # one by one: some of them are damaged
-                    result[number] = decode_window(encoded[number], windows[number])
-                except PictureError as error:
-                    result[number] = error
+                else:  # one by one: some of them are damaged
+                    result[number] = _attempted(encoded[number], windows[number])
     return result
+
+
+def _attempted(encoded: bytes, window: Window) -> np.ndarray | PictureError:
+    try:
+        return decode_window(encoded, window)
+    except PictureError as error:
+        return error
 
 
 def decode_planned(
@@ -249,9 +193,10 @@ def _in_one_call(encoded: list[bytes], boxes: list[tuple], *kind) -> list[tf.Ten
 
 
 def _finished(picture: np.ndarray, window: Window) -> np.ndarray:
-    """A decoded picture without alpha, cut to its window where the decoder has not done so."""
+    """A decoded picture without alpha, upright, cut to its window where the decoder has not done so."""
     if picture.shape[-1] == 4:
         picture = on_white(picture)
+    picture = turned(picture, window.found.orientation)
     if window.box is not None and window.found.kind != "jpeg":
         top, left, height, width = window.box
         picture = picture[top : top + height, left : left + width]
@@ -263,11 +208,6 @@ def on_white(rgba: np.ndarray) -> np.ndarray:
     alpha = rgba[..., 3:].astype(np.uint32)
     # Exact rounding of (colour * alpha + white * (255 - alpha)) / 255.
     return ((rgba[..., :3] * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
-
-
-def _first_line(error: Exception) -> str:
-    message = getattr(error, "message", None) or str(error)
-    return message.split("}} ")[-1].split("\n")[0].split(" [Op:")[0]
 
 
 def resize(picture: np.ndarray, height: int, width: int, out: np.ndarray | None = None) -> np.ndarray:

@@ -23,14 +23,8 @@ import cv2
 import numpy as np
 
 from basic_tf.data.colours import colour_maps, is_coloured
-from basic_tf.data.decoding import (
-    PictureError,
-    Window,
-    checked_header,
-    decode_planned,
-    decode_window,
-    resize,
-)
+from basic_tf.data.decoding import Window, decode_planned, decode_window, resize
+from basic_tf.data.picture_headers import PictureError, checked_header
 from basic_tf.randomness import uniform_numpy
 
 FITS = ("stretch", "pad", "crop")

@@ -9,8 +9,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from absl import logging
 
-from basic_tf.data.decoding import PictureError, decode_together, framed
+from basic_tf.data.decoding import decode_together, framed
 from basic_tf.data.mixture import MixedSource
+from basic_tf.data.picture_headers import PictureError
 from basic_tf.data.python_calls import cores
 
 _LOGGED_PER_CAUSE = 5

@@ -17,7 +17,9 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 
 import tensorflow as tf
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
+
+from basic_tf.data.pillow_pictures import upright_on_white
 
 PICTURE_ENDINGS = frozenset(
     [
@@ -194,7 +196,7 @@ def _check(encoded: bytes, thumbnails: bool, max_megapixels: float) -> tuple[byt
             picture.load()
             if plain and not thumbnails:
                 return encoded, None
-            upright = _upright_on_white(picture)
+            upright = upright_on_white(picture)
         except Exception as error:
             raise _NotReadableError(f"is damaged or cut short: {_first_line(str(error))}") from None
     if not plain:
@@ -223,19 +225,6 @@ def _graph_decodes_alike(picture: Image.Image) -> bool:
     if picture.format == "GIF":
         return "transparency" not in picture.info
     return False
-
-
-def _upright_on_white(picture: Image.Image) -> Image.Image:
-    """The first frame as RGB, turned as the camera was held, transparency on white."""
-    picture.seek(0)
-    picture = ImageOps.exif_transpose(picture)
-    if picture.mode.startswith("I"):  # 16 bits: the upper byte, as libpng does
-        picture = picture.point(lambda value: value / 256).convert("L")
-    if picture.mode in ("LA", "PA", "RGBA", "La", "RGBa") or "transparency" in picture.info:
-        picture = picture.convert("RGBA")
-        white = Image.new("RGBA", picture.size, "white")
-        picture = Image.alpha_composite(white, picture)
-    return picture.convert("RGB")
 
 
 def _what_it_is(encoded: bytes) -> str:

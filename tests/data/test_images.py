@@ -8,17 +8,9 @@ import tensorflow as tf
 from PIL import Image
 
 from basic_tf.data.colours import colour_maps
-from basic_tf.data.decoding import (
-    PictureError,
-    Window,
-    decode,
-    decode_window,
-    decode_windows,
-    framed,
-    header,
-    on_white,
-)
+from basic_tf.data.decoding import Window, decode, decode_window, decode_windows, framed, on_white
 from basic_tf.data.images import ImageAugmentation
+from basic_tf.data.picture_headers import PictureError, header
 from basic_tf.randomness import step_key_numpy
 from tests.data.pictures import jpeg, png, smooth
 

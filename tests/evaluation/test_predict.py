@@ -16,6 +16,7 @@ from absl import flags
 from PIL import Image
 
 from basic_tf import predict as binary
+from basic_tf.data.pillow_pictures import upright_on_white
 from basic_tf.evaluation.encoder import SavedModelEncoder
 from basic_tf.prediction import output, pictures, prediction
 from basic_tf.prediction.pictures import Picture, Unreadable
@@ -148,7 +149,7 @@ def test_the_graph_sees_what_pillow_sees(folder):
     for name in GOOD:
         decoded = decoding.decode(tf.constant(items[name].encoded), decoding.evaluation_view(200)).numpy()
         with Image.open(os.path.join(folder, name)) as opened:
-            expected = pictures._upright_on_white(opened)
+            expected = upright_on_white(opened)
         buffer = io.BytesIO()
         expected.save(buffer, "PNG")
         expected = decoding.decode(tf.constant(buffer.getvalue()), decoding.evaluation_view(200)).numpy()
