@@ -25,7 +25,7 @@ from basic_tf.data.usable_records import (
     READ_AT_ONCE,
     Damage,
     DecodedPictures,
-    RecordError,
+    NothingToLearnError,
     Texts,
     in_tasks,
     parsed,
@@ -40,8 +40,8 @@ class Batches:
 
     A record that cannot be used (damaged in the file, no decodable picture, no text) is replaced by the next
     usable one in the order of the files, so that a batch always has its full, static size and the replacement
-    depends neither on hosts nor on what was read before. `damage` counts such records by cause; `record` in a
-    batch names the record really used.
+    depends neither on hosts nor on what was read before. `damage` counts such records by cause, `scalars` hands
+    their number to the metrics; `record` in a batch names the record really used.
     """
 
     def __init__(
@@ -59,6 +59,7 @@ class Batches:
         threads: int | None = None,
         parse: Callable = parse_example,
         max_replacements: int = 100,
+        max_unusable_fraction: float = 0.05,
         max_pixels: int = 1 << 26,
     ):
         """Arguments of all batches.
@@ -75,7 +76,8 @@ class Batches:
         e.g. `rand_augment.RandAugment`.
         threads: for decoding; default one more than cores. parse: payload -> record; default
         `examples.parse_example`; `functools.partial` of it binds other keys.
-        max_replacements: unusable records in a row that are an error.
+        max_replacements: unusable records in a row that are an error. max_unusable_fraction: above this share of damaged
+        records (but at least 10; those that merely lack a text or label do not count) reading stops, an error.
         """
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
@@ -84,6 +86,8 @@ class Batches:
                 f"batch_size={batch_size} is larger than the dataset ({source.count:,} records): a batch "
                 "would hold a record twice; choose a smaller batch_size or a larger dataset"
             )
+        if isinstance(source, MixedSource):
+            source.check_batch(batch_size)
         if order is None:
             order = MixtureOrder if isinstance(source, MixedSource) else ExampleOrder(source.count, seed)
         self.order = order(source, int(batch_size), int(seed)) if callable(order) else order
@@ -101,7 +105,7 @@ class Batches:
         self.source, self.augmentation, self.policy = source, augmentation, policy
         self.batch_size, self.seed = int(batch_size), int(seed)
         self.threads = threads or cores() + 1  # one more: each waits now and then for Python's lock
-        self._damage = Damage()
+        self._damage = Damage(source.count, max_unusable_fraction)
         self._parse = parse
         self._max_replacements = max_replacements
         self._max_pixels = max_pixels
@@ -155,10 +159,14 @@ class Batches:
         return dict(self._damage.counts)
 
     def scalars(self, step: int) -> Mapping[str, float]:
-        """What metrics should say of the data before a step: of a mixture, how much each part has given."""
+        """What metrics should say of the data before a step: of a mixture, how much each part has given; how many records
+        this host could not use so far, if any.
+        """
+        found = {}
         if isinstance(self.order, MixtureOrder):
-            return self.order.scalars(int(step) * self.batch_size)
-        return {}
+            found |= self.order.scalars(int(step) * self.batch_size)
+        unusable = sum(self.damage.values())
+        return found | ({"unusable_records": float(unusable)} if unusable else {})
 
     @property
     def steps_per_epoch(self) -> float:
@@ -295,7 +303,7 @@ class Batches:
         )
 
     def _check(self, texts: Texts) -> None:
-        """Raises RecordError if a record lacks what the batch needs."""
+        """Raises NothingToLearnError if a record lacks what the batch needs."""
         raise NotImplementedError
 
     def _targets(
@@ -344,7 +352,7 @@ class ContrastiveBatches(Batches):
         if self._label_names:
             check_labels(texts.labels, len(self._label_names))
         if not texts.captions and not (self._label_names and texts.labels.size):
-            raise RecordError("no caption")
+            raise NothingToLearnError("no caption")
 
     def texts(self, step: int, host: int = 0, hosts: int = 1) -> list[str]:
         """The texts of a batch before they are tokenized (for people and logs); reads the batch again."""
@@ -386,7 +394,7 @@ class LabelledBatches(Batches):
     def _check(self, texts: Texts) -> None:
         check_labels(texts.labels, self.num_classes)
         if not texts.labels.size:
-            raise RecordError("no label")
+            raise NothingToLearnError("no label")
 
     def _targets(self, key, examples, texts):
         return {"labels": multi_hot([t.labels for t in texts], self.num_classes)}

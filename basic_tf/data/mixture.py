@@ -74,6 +74,16 @@ class MixedSource:
                 facts["label_kinds"] = list(kinds.values())
         return facts
 
+    def check_batch(self, batch_size: int) -> None:
+        """ValueError if a batch takes more examples of a part than it has records: some would stand in it twice."""
+        for name, weight, part in zip(self.names, self.weights, self.parts):
+            if weight * batch_size > part.count:
+                raise ValueError(
+                    f"a batch of {batch_size} takes {weight * batch_size:,.0f} examples of {name}, which has "
+                    f"{part.count:,} records: it would hold a record twice; lower its weight (now {weight:.4g} of all) "
+                    f"to {part.count / batch_size:.4g} of all, or batch_size to {int(part.count / weight)}"
+                )
+
     def part_of(self, records: np.ndarray) -> np.ndarray:
         """int64 [N]: the number of the part each record belongs to."""
         return np.searchsorted(self._first, np.asarray(records, np.int64), "right") - 1
@@ -173,10 +183,9 @@ class MixtureOrder:
                 own = after[part + 1] - after[part] - drawn
                 rows = np.flatnonzero((slots >= first) & (slots < first + own))
                 if rows.size:
-                    own_epochs, own_records = order.indices(drawn, own)
-                    place = slots[rows] - first
-                    epochs[start - position + rows] = own_epochs[place]
-                    records[start - position + rows] = self._source.record(part, own_records[place])
+                    own_epochs, own_records = _drawn_at(order, drawn, own, slots[rows] - first)
+                    epochs[start - position + rows] = own_epochs
+                    records[start - position + rows] = self._source.record(part, own_records)
                 first += own
         return epochs, records
 
@@ -200,3 +209,11 @@ class MixtureOrder:
         for part, name in zip(self._source.parts, self.names):
             found[f"mixture/{name}_epochs"] = counts[name] / part.count
         return found
+
+
+def _drawn_at(order, first: int, count: int, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(epochs, records) of the positions first + places of an order, where all places lie below count."""
+    if hasattr(order, "at"):  # a block may be thousands of batches long, where a weight is small
+        return order.at(first + places)
+    epochs, records = order.indices(first, count)
+    return epochs[places], records[places]

@@ -99,7 +99,11 @@ class ExampleOrder:
 
     def indices(self, position: int, n: int) -> tuple[np.ndarray, np.ndarray]:
         """Epochs int64 [n] and records int64 [n] of the positions position .. position + n - 1."""
-        epochs, ranks = np.divmod(_checked_positions(position, n), self.count)
+        return self.at(_checked_positions(position, n))
+
+    def at(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """`indices` of any positions int64 [n], in any order."""
+        epochs, ranks = np.divmod(positions, self.count)
         if not self._shuffle:
             return epochs, ranks
         records = np.empty_like(ranks)
@@ -242,7 +246,11 @@ class DistinctOrder:
 
     def indices(self, position: int, n: int) -> tuple[np.ndarray, np.ndarray]:
         """Epochs int64 [n] and records int64 [n] of the positions position .. position + n - 1."""
-        epochs, ranks = np.divmod(_checked_positions(position, n), self.epoch_length)
+        return self.at(_checked_positions(position, n))
+
+    def at(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """`indices` of any positions int64 [n], in any order."""
+        epochs, ranks = np.divmod(positions, self.epoch_length)
         records = np.empty_like(ranks)
         for epoch in np.unique(epochs):
             chosen = epochs == epoch

@@ -13,6 +13,7 @@ from basic_tf.data.decoding import decode_together, framed
 from basic_tf.data.mixture import MixedSource
 from basic_tf.data.picture_headers import PictureError
 from basic_tf.data.python_calls import cores
+from basic_tf.data.records import MINIMUM_BUDGET, DamagedDataError
 
 _LOGGED_PER_CAUSE = 5
 READ_AT_ONCE = 512
@@ -26,11 +27,20 @@ class RecordError(ValueError):
         self.cause = cause
 
 
-class Damage:
-    """Counts unusable records by cause and logs the first few of each."""
+class NothingToLearnError(RecordError):
+    """A record without the text or label that a batch needs: passed over, but not damaged."""
 
-    def __init__(self):
+
+class Damage:
+    """Counts unusable records by cause, logs the first few of each, and stops where too many are damaged."""
+
+    def __init__(self, count: int = 0, max_fraction: float = 1.0):
+        """max_fraction: of `count` records may be damaged (but at least 10), before `note` raises DamagedDataError."""
+        if not 0.0 <= max_fraction <= 1.0:
+            raise ValueError(f"max_unusable_fraction must lie in [0, 1], got {max_fraction}")
         self.counts: collections.Counter[str] = collections.Counter()
+        self._count, self._limited = count, max_fraction < 1
+        self._budget, self._damaged = max(MINIMUM_BUDGET, int(max_fraction * count)), 0
         self._seen: set[int] = set()
         self._lock = threading.Lock()
 
@@ -44,6 +54,14 @@ class Damage:
             self.counts[cause] += 1
             if self.counts[cause] <= _LOGGED_PER_CAUSE:
                 logging.warning("record %d is skipped: %s", record, error)
+            self._damaged += not isinstance(error, NothingToLearnError)
+            damaged = self._damaged
+        if self._limited and damaged > self._budget:
+            raise DamagedDataError(
+                f"{damaged} records cannot be used, {self._budget} are allowed of {self._count:,} (so far: "
+                f"{dict(self.counts)}; the last is record {record}: {error}). Write the dataset again without them, or "
+                "raise max_unusable_fraction of the batches"
+            )
 
 
 class Texts(collections.namedtuple("Texts", ["captions", "labels"])):

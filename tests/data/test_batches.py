@@ -17,7 +17,7 @@ from basic_tf.data.labels import multi_hot
 from basic_tf.data.memory import InMemorySource
 from basic_tf.data.order import BlockOrder, DistinctOrder, ExampleOrder
 from basic_tf.data.python_calls import aligned_empty, mapped
-from basic_tf.data.records import RecordSource, RecordWriter
+from basic_tf.data.records import DamagedDataError, RecordSource, RecordWriter
 from tests.data.pictures import jpeg, source
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -165,6 +165,43 @@ def test_records_without_what_is_needed_are_replaced():
     batches = labelled(records, batch_size=5, order=order, cache_decoded=True)
     assert batches.at(0)["record"].tolist() == [0, 4, 4, 4, 4]
     assert batches.damage == {"no label": 2, "unreadable record (ValueError)": 1}
+
+
+@each
+def test_metrics_say_how_many_records_cannot_be_used(make):
+    batches = make(source(53, damaged=[5], broken=[6, 20]))
+    for step in range(5):
+        batches.at(step)
+    assert batches.scalars(5) == {"unusable_records": 3.0}
+    assert make(source(53)).scalars(0) == {}
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_too_many_damaged_records_stop_reading(cached):
+    records = source(300, broken=range(0, 300, 10))
+
+    def read(**options):
+        batches = labelled(records, cache_decoded=cached, **options)
+        for step in range(25):
+            batches.at(step)
+        return batches.damage
+
+    message = r"1[6-9] records cannot be used, 15 are allowed of 300 .*'undecodable PNG': 1.*raise max_unusable_fraction"
+    with pytest.raises(DamagedDataError, match=message):
+        read()
+    assert read(max_unusable_fraction=0.1) == {"undecodable PNG": 30}
+    with pytest.raises(ValueError, match=r"max_unusable_fraction must lie in \[0, 1\], got 5"):
+        read(max_unusable_fraction=5)
+
+
+def test_records_without_a_label_are_passed_over_in_any_number():
+    payloads = source(60).read(np.arange(60))
+    picture = parse_example(payloads[0]).image
+    payloads[::2] = [serialize_example(picture, ["no label"], [])] * 30
+    batches = labelled(InMemorySource(payloads, {"label_names": [str(n) for n in range(10)]}))
+    for step in range(5):
+        assert (batches.at(step)["record"] % 2).all()
+    assert batches.damage == {"no label": 30}
 
 
 @pytest.mark.parametrize("cached", [False, True])

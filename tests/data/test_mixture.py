@@ -10,7 +10,7 @@ from basic_tf.data.examples import serialize_example
 from basic_tf.data.images import ImageAugmentation
 from basic_tf.data.memory import InMemorySource
 from basic_tf.data.mixture import MixedSource, MixtureOrder
-from basic_tf.data.order import BlockOrder, ExampleOrder
+from basic_tf.data.order import BlockOrder, DistinctOrder, ExampleOrder
 from tests.data.pictures import png
 
 RNG = np.random.default_rng()
@@ -91,6 +91,52 @@ def test_parts_may_have_other_orders():
     order = MixtureOrder(source, 10, 3, orders=lambda part, seed: BlockOrder(part.count, 10, 2, seed))
     _, records = order.indices(0, 190)
     assert sorted(records[source.part_of(records) == 1][:90].tolist()) == list(range(100, 190))
+
+
+class _WholeBlocks:
+    """An order that gives runs of positions alone."""
+
+    def __init__(self, order):
+        self.indices = order.indices
+
+
+@pytest.mark.parametrize("distinct", [False, True])
+def test_a_small_weight_costs_no_more_than_its_batch_and_draws_what_it_drew(distinct, monkeypatch):
+    source = mixed([900, 130], [1, 0.003])
+
+    def own_order(part, seed):
+        return (
+            DistinctOrder(np.arange(part.count) // 2, 13, seed)
+            if distinct
+            else ExampleOrder(part.count, seed)
+        )
+
+    order = MixtureOrder(source, 32, 6, own_order)
+    whole = MixtureOrder(source, 32, 6, lambda part, seed: _WholeBlocks(own_order(part, seed)))
+    assert order._block > 600
+    for start, n in ((0, 3000), (555, 32), (123_456, 700)):
+        for one, other in zip(order.indices(start, n), whole.indices(start, n)):
+            assert np.array_equal(one, other)
+    asked = []
+    for kind in (ExampleOrder, DistinctOrder):
+        real = kind.at
+        monkeypatch.setattr(kind, "at", lambda self, at, real=real: asked.append(len(at)) or real(self, at))
+    order.indices(96, 32)
+    assert sum(asked) == 32
+
+
+@pytest.mark.parametrize("make", [ContrastiveBatches, LabelledBatches])
+def test_a_batch_may_not_take_more_of_a_part_than_it_has(make):
+    def batches(batch_size):
+        labels = [examples(["x"], lambda n: [0], "a", count) for count in (24, 4)]
+        tokenizer = [_Length()] if make is ContrastiveBatches else []
+        source = MixedSource(labels, [3, 1], ["large", "small"])
+        return make(source, *tokenizer, ImageAugmentation(6), batch_size, 1)
+
+    assert len(set(batches(16).at(0)["record"].tolist())) == 16
+    message = r"a batch of 20 takes 5 examples of small, which has 4 records.*now 0.25 of all.* to 0.2 .*batch_size to 16"
+    with pytest.raises(ValueError, match=message):
+        batches(20)
 
 
 def test_records_come_from_their_part():
