@@ -12,6 +12,7 @@ import tensorflow as tf
 import gin
 from basic_tf.data import (
     batches,
+    block_cache,
     captions,
     examples,
     features,
@@ -68,6 +69,7 @@ _register(schedules.Schedule, denylist=["total_steps"])
 for _thing in (batches.ContrastiveBatches, batches.LabelledBatches, features.FeatureBatches):
     _register(_thing, denylist=["seed", "batch_size"])
 _register(coatnet_table.Stage, "TowerStage")
+_register(block_cache.block_order, "BlockOrder")
 _register(groups.distinct_labels, "DistinctLabels")
 _register(groups.distinct_where_labelled, "DistinctWhereLabelled")
 _register(resolution.resized_for_tower, "ResizedForTower")

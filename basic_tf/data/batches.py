@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import tensorflow as tf
 
+from basic_tf.data.block_cache import kept_by_blocks
 from basic_tf.data.captions import CaptionChoice
 from basic_tf.data.examples import parse_example
 from basic_tf.data.images import ImageAugmentation
@@ -68,7 +69,8 @@ class Batches:
         them.
         augmentation: what happens to each picture; its output_size is S. batch_size: B, over all hosts.
         order: which record each position holds, or a function of (source, batch_size, seed) that makes such an order;
-          default `ExampleOrder(source.count, seed)`, of a mixture `MixtureOrder`.
+          default `ExampleOrder(source.count, seed)`, of a mixture `MixtureOrder`. With a `BlockOrder`, records of remote
+          files are read and kept by blocks.
         cache_decoded: decode all pictures once and keep them, cache_side x cache_side pixels (default: the
         first
           picture's longer side, at least the output's and at most twice that), within cache_limit_bytes.
@@ -102,7 +104,7 @@ class Batches:
             raise ValueError(
                 f"the order is arranged for batches of {arranged_for}, but batch_size={batch_size}"
             )
-        self.source, self.augmentation, self.policy = source, augmentation, policy
+        self.source, self.augmentation, self.policy = kept_by_blocks(source, self.order), augmentation, policy
         self.batch_size, self.seed = int(batch_size), int(seed)
         self.threads = threads or cores() + 1  # one more: each waits now and then for Python's lock
         self._damage = Damage(source.count, max_unusable_fraction)

@@ -237,6 +237,11 @@ class RecordSource:
         return source
 
     @property
+    def local(self) -> bool:
+        """Whether no shard lies on a remote file system."""
+        return all(shard.local for shard in self._shards)
+
+    @property
     def damaged(self) -> dict[int, str]:
         """The damaged records met so far: number -> what is wrong."""
         with self._lock:

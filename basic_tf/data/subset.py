@@ -30,6 +30,7 @@ class Subset:
             )
         self.source = source
         self.count = int(self.records.size)
+        self.local = getattr(source, "local", True)
         self.metadata = dict(source.metadata) | {
             "count": self.count,
             "subset": {"start": start, "stop": stop, "seed": int(seed), "of": source.count},

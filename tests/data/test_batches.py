@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from basic_tf.data import shards
 from basic_tf.data.batches import ContrastiveBatches, LabelledBatches
 from basic_tf.data.block_cache import BlockCache
 from basic_tf.data.captions import CaptionChoice
@@ -18,6 +19,7 @@ from basic_tf.data.memory import InMemorySource
 from basic_tf.data.order import BlockOrder, DistinctOrder, ExampleOrder
 from basic_tf.data.python_calls import aligned_empty, mapped
 from basic_tf.data.records import DamagedDataError, RecordSource, RecordWriter
+from basic_tf.data.subset import Subset
 from tests.data.pictures import jpeg, source
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -354,3 +356,40 @@ def test_aligned_arrays_reach_tensorflow_without_a_copy():
         received = np.asarray(element["x"])
         assert received.shape == (number + 1, 5, 3) and (received == number).all()
         assert received.ctypes.data == made[number]
+
+
+def test_a_gin_file_reads_remote_files_by_blocks(monkeypatch):
+    """ram:// stands for gs://: one request for each block of an epoch."""
+    import gin
+    from basic_tf import configurables
+
+    with RecordWriter("ram://blocks", "train", records_per_shard=150) as writer:
+        for payload in source(600, side=6).read(np.arange(600)):
+            writer.write(payload)
+        writer.finish(label_names=[f"name {i}" for i in range(10)])
+    requests, real = [], tf.io.gfile.GFile.read
+    monkeypatch.setattr(
+        tf.io.gfile.GFile, "read", lambda file, n=-1: requests.append(file.name) or real(file, n)
+    )
+
+    def requests_of_an_epoch(order):
+        configurables.parse_text(
+            "Records.path = 'ram://blocks/train.json'\nContrastiveBatches.source = @Records()\n" + order
+        )
+        batches = gin.get_configurable("ContrastiveBatches")(
+            tokenizer=Bytes(), augmentation=AUGMENTATION, batch_size=50, seed=3
+        )
+        requests.clear()
+        seen = np.concatenate([batches.at(step)["record"] for step in range(12)])
+        assert sorted(seen.tolist()) == list(range(600))
+        return sum(name.endswith(".tfrecord") for name in requests)
+
+    monkeypatch.setattr(shards, "_REMOTE_GAP", 0)  # records this small would all be neighbours
+    assert requests_of_an_epoch("") > 400
+    by_blocks = "ContrastiveBatches.order = @BlockOrder\nBlockOrder.block = 25\nBlockOrder.window = 4"
+    assert requests_of_an_epoch(by_blocks) == 24
+    part = Subset(RecordSource.open("ram://blocks/train.json"), 0.0, 0.5)
+    assert isinstance(contrastive(part, order=BlockOrder(part.count, 25, 4, 3)).source, BlockCache)
+    assert not isinstance(contrastive(order=BlockOrder(53, 5, 2, 3)).source, BlockCache)  # not remote
+    gin.clear_config()
+    tf.io.gfile.rmtree("ram://blocks")

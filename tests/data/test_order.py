@@ -1,3 +1,5 @@
+import threading
+
 import numpy as np
 import pytest
 
@@ -129,6 +131,29 @@ def test_block_cache_reads_each_block_once_and_a_resumed_run_one_window():
     cache.read(order.indices(203 * 1000 + 65, 5)[1])
     assert len(source.reads) <= 30
     assert all(b - a == 1 for a, b in zip(source.reads, source.reads[1:], strict=False) if a % 10 != 9)
+
+
+def test_block_cache_gives_up_what_was_handed_out():
+    source = InMemorySource([bytes([i]) for i in range(47)])
+    cache = BlockCache(source, block=10, blocks=4)
+    for start in (0, 5, 40):
+        cache.read(np.arange(start, start + 7))
+    assert list(cache._kept) == [1] and cache._left == {1: 8}
+    for number in (0, 2, 3, 4):  # half of each: more blocks than may be kept
+        cache.read(np.arange(10 * number, 10 * number + 5))
+    assert list(cache._kept) == [0, 2, 3, 4] and set(cache._left) == set(cache._kept)
+
+
+def test_block_cache_reads_several_blocks_at_a_time():
+    class Slow(InMemorySource):
+        together = threading.Barrier(5, timeout=60)
+
+        def read(self, indices):
+            self.together.wait()
+            return super().read(indices)
+
+    payloads = [bytes([i]) for i in range(50)]
+    assert BlockCache(Slow(payloads), block=10, blocks=8).read(np.arange(50)) == payloads
 
 
 def test_block_cache_retries_after_a_failed_read():
