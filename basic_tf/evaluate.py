@@ -114,7 +114,8 @@ def run() -> None:
     if tests is None:
         datasets.test_names(FLAGS.data_dir)
     output_dir = FLAGS.output_dir or FLAGS.model_dir
-    tf.io.gfile.makedirs(output_dir)
+    if FLAGS.output_dir:
+        tf.io.gfile.makedirs(output_dir)
     if FLAGS.model_dir:
         from basic_tf import runs
 

@@ -50,9 +50,8 @@ def read_classes() -> list[str]:
         with tf.io.gfile.GFile(FLAGS.classes_file, "rb") as file:
             content = file.read()
         try:
-            names += content.decode(
-                "utf-8-sig"
-            ).splitlines()  # without the byte-order mark that editors leave
+            # Without the byte-order mark that some editors leave.
+            names += content.decode("utf-8-sig").splitlines()
         except UnicodeDecodeError as error:
             raise ValueError(f"--classes_file={FLAGS.classes_file} is not UTF-8 text: {error}") from error
     names = list(dict.fromkeys(name.strip() for name in names if name.strip()))

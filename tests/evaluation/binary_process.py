@@ -32,7 +32,7 @@ def run(name: str, runs: list[list[str]]) -> list[tuple[int, str, str]]:
     """(exit code, output, errors) of each run of the binary."""
     command = [sys.executable, "-m", "tests.evaluation.binary_process", name, json.dumps(runs)]
     root = Path(__file__).resolve().parents[2]
-    done = subprocess.run(command, check=False, cwd=root, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, check=False, cwd=root, capture_output=True, text=True, timeout=600)
     if done.returncode:
         raise AssertionError(done.stderr)
     return [tuple(result) for result in json.loads(done.stdout.splitlines()[-1])]
