@@ -86,7 +86,7 @@ def make():
 
     strategies.use_all_cores(None)
     loaded = runs.load(_MODEL_DIR.value)
-    encoder = ModelEncoder(loaded.model, loaded.tokenizer, loaded.image_size, _BATCH.value)
+    encoder = ModelEncoder(loaded.model, loaded.tokenizer, loaded.view, _BATCH.value)
     names, templates = names_and_templates(_DATA_DIR.value, _CLASSES.value, _TEMPLATES.value)
     return loaded, encoder, Pictures(_DATA_DIR.value, len(names)), prompts.class_prompts(names, templates)
 
@@ -115,7 +115,7 @@ def towers(loaded, encoder, pictures: Pictures, class_prompts, count: int):
         parts = [items[start : start + batch] for start in range(0, len(items), batch)]
         return [part + [part[0]] * (batch - len(part)) for part in parts]
 
-    view = decoding.evaluation_view(size)
+    view = decoding.evaluation_view(loaded.view)
     decode = tf.function(
         lambda rows: decoding.decode_batch(rows, view), input_signature=[tf.TensorSpec([None], tf.string)]
     )

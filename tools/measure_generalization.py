@@ -123,7 +123,7 @@ def main(argv: list[str]) -> int:
         loaded = runs.load(_MODEL_DIR.value, stage=_STAGE.value)
         result = {"run": _MODEL_DIR.value, "stage": loaded.stage, "step": int(loaded.step)} | measure(
             loaded.model,
-            ModelEncoder(loaded.model, loaded.tokenizer, loaded.image_size),
+            ModelEncoder(loaded.model, loaded.tokenizer, loaded.view),
             _TRAIN.value,
             _TEST.value,
             _DISTINCT.value,

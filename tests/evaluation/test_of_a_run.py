@@ -159,7 +159,7 @@ def test_evaluation_while_training_sees_pictures_as_the_run_does(run_folder, dat
 def test_folders_that_cannot_be_written_are_one_line_before_the_work(evaluated, exported):
     """TensorFlow's errors are neither ValueError nor OSError."""
     for code, out, error in (evaluated[1], exported[1][0]):
-        assert code == 2 and "Not a directory" in error and error.count("\n") == 1 and out == ""
+        assert code == 2 and "is not a directory" in error and error.count("\n") == 1 and out == ""
 
 
 def test_a_stage_that_is_not_contrastive(exported):

@@ -371,7 +371,7 @@ def test_prompts_or_words_as_typed(folder, exported, capsys):
         (["--saved_model=SAVED", "--classes_file=none.txt", "x.png"], "none.txt does not exist"),
         (["--saved_model=.", "--classes=a", "x.png"], "is not a SavedModel folder"),
         (["--saved_model=SAVED", "--classes=a", "x.png"], "no readable picture"),
-        (["--saved_model=SAVED", "--classes=a", "--sheet=EMPTY/x/y.png", "x.png"], "Not a directory"),
+        (["--saved_model=SAVED", "--classes=a", "--sheet=EMPTY/x/y.png", "x.png"], "is not a directory"),
         (["--saved_model=CUT", "--classes=a", "x.png"], "its files are damaged or incomplete"),
     ],
 )
