@@ -1,8 +1,8 @@
 """Which microbatch and rematerialisation fit a memory limit, and what to do when none does."""
 
-import bisect
 import dataclasses
 
+from basic_tf.planning.parameters import weight_bytes
 from basic_tf.planning.step_memory import Setting, StepMemory, Subject, step_memory
 from basic_tf.towers.layers import REMATERIALISATIONS
 
@@ -75,23 +75,57 @@ def choice(candidates: list[Candidate], enough: int = 8) -> Candidate | None:
     return next(c for c in fitting if c.microbatch >= min(enough, most))
 
 
+def _smallest(subject: Subject, setting: Setting, **changes) -> Setting:
+    """The setting with these changes, and with the policy and the microbatch that keep least."""
+    changed = dataclasses.replace(setting, **changes)
+    smallest = microbatches(changed.rows, ghost_group(subject))[0]
+    return dataclasses.replace(changed, remat="blocks", microbatch=smallest)
+
+
+def _cuts(subject: Subject, setting: Setting) -> list[Setting]:
+    """Ways to cut weights further than `setting` does, best first, on up to 1,024 devices or as many as there are.
+
+    Devices that share the batch compute nothing twice, and those that are there already may be enough. A model axis repeats
+    the arithmetic: it is for batches that cannot be cut further.
+    """
+    devices, group = setting.batch_axis * setting.model_axis, ghost_group(subject)
+    sizes = [1 << n for n in range(11)]
+    meshes = [
+        (setting.batch_axis, setting.model_axis), (devices, 1), *((devices * n, 1) for n in sizes if devices * n <= 1024),
+    ]  # fmt: skip
+    over_batch = [
+        _smallest(subject, setting, batch_axis=batch, model_axis=model, shard_over="batch")
+        for batch, model in dict.fromkeys(meshes)
+        if setting.pairs % (batch * group) == 0
+    ]
+    over_model = [
+        _smallest(subject, setting, model_axis=n)
+        for n in sizes
+        if n > setting.model_axis and setting.shard_over == "model"
+    ]
+    return over_batch + over_model
+
+
 def remedy(subject: Subject, setting: Setting, limit_bytes: int) -> str:
-    """What would fit, in words: the smallest model axis that does (up to 1,024 devices)."""
-    smallest = dataclasses.replace(
-        setting, remat="blocks", microbatch=microbatches(setting.rows, ghost_group(subject))[0]
-    )
-    axes = [1 << n for n in range(1, 11) if 1 << n > setting.model_axis and setting.shard_over == "model"]
+    """What would fit, in words: the first of `_cuts` that does."""
 
-    def cut(axis: int) -> StepMemory:
-        return step_memory(subject, dataclasses.replace(smallest, model_axis=axis))
+    def weights(of: Setting) -> int:
+        return weight_bytes(subject.specs, subject.element, of.shards)
 
-    if axes and cut(axes[-1]).peak <= limit_bytes:
-        axis = axes[bisect.bisect_left(axes, True, key=lambda axis: cut(axis).peak <= limit_bytes)]
-        needs = cut(axis).peak / GIB
-        return f"weights cut over {axis} devices would ({needs:.1f} GiB): --mesh={setting.batch_axis}x{axis}"
-    plan = step_memory(subject, smallest)
+    for cut in _cuts(subject, setting):
+        # More shards need not be less: what no dimension of a weight divides evenly stays whole. A plan takes seconds, so
+        # there is none where weights alone are too much, nor where nothing is less than now.
+        if weights(cut) > limit_bytes or (weights(cut) >= weights(setting) and cut.rows == setting.rows):
+            continue
+        plan = step_memory(subject, cut)
+        if plan.peak <= limit_bytes:
+            return (
+                f"weights cut over {cut.shards} devices would ({plan.peak / GIB:.1f} GiB): --runtime=dtensor "
+                f"--mesh={cut.batch_axis}x{cut.model_axis} --shard_over={cut.shard_over}"
+            )
+    plan = step_memory(subject, _smallest(subject, setting))
     largest = max(plan.phases[plan.peak_phase].items(), key=lambda item: item[1])
     return (
-        f"{largest[0]} alone take {largest[1] / GIB:.1f} GiB of {plan.peak / GIB:.1f}; "
-        f"use a smaller batch on each device (--mesh={2 * setting.batch_axis}x{setting.model_axis}) or a larger limit"
+        f"{largest[0]} alone take {largest[1] / GIB:.1f} GiB of {plan.peak / GIB:.1f}, and no mesh that was tried is "
+        "enough; use a smaller batch or a larger limit"
     )

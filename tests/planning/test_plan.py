@@ -73,7 +73,27 @@ def test_a_limit_that_nothing_fits_is_said_in_one_line(capsys):
         "--memory_limit_gib=0.0002",
     )
     assert code == 2
-    assert err.startswith("plan: nothing fits 0.0002 GiB") and err.count("\n") == 1 and "--mesh=" in err
+    assert err.startswith("plan: nothing fits 0.0002 GiB") and err.count("\n") == 1 and "alone take" in err
+
+
+def test_what_would_fit_shares_rows_before_it_repeats_arithmetic():
+    _, found = stage_subject("contrastive", "TextTransformer.vocabulary_size = 65536")  # one large weight
+    one = step_memory.Setting(pairs=1, microbatch=1, remat="blocks", host=False)
+    quarter, eighth = (
+        step_memory.step_memory(found, dataclasses.replace(one, model_axis=n)).peak for n in (4, 8)
+    )
+    limit = int(1.2 * eighth)
+    assert quarter > limit
+    for mesh, pairs, proposed in (
+        ((8, 1), 32, "--mesh=8x1 --shard_over=batch"),  # the devices that are there
+        ((2, 4), 32, "--mesh=8x1 --shard_over=batch"),  # as many, none of which repeats another's work
+        ((1, 1), 32, "--mesh=8x1 --shard_over=batch"),  # more of them
+        ((1, 1), 1, "--mesh=1x8 --shard_over=model"),  # a batch that cannot be cut
+    ):
+        setting = dataclasses.replace(one, pairs=pairs, batch_axis=mesh[0], model_axis=mesh[1])
+        words = recommendation.remedy(found, setting, limit)
+        assert words.startswith("weights cut over 8 devices would")
+        assert words.endswith(f"--runtime=dtensor {proposed}")
 
 
 @pytest.mark.parametrize(
