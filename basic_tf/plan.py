@@ -159,9 +159,7 @@ def main(argv: list[str]) -> None:
             for name, tower in planned.towers.items()
             if (setting.remat or tower.remat) == "blocks" and planned.trains(name)
         }
-        found = compute.flops(
-            task, set(planned.trained), setting.pairs, setting.batch_axis * setting.model_axis, recomputed
-        )
+        found = compute.flops(task, set(planned.trained), setting, recomputed)
         result = report.as_json(stage.name, planned, setting, plan, found, candidates, chosen, message)
     except (configurables.GinError, stages.ConfigurationError, rules.RuleError, ValueError) as error:
         logging.debug("details", exc_info=True)

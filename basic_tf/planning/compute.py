@@ -1,13 +1,16 @@
 """Floating-point operations of a step: the matrix products and convolutions, a multiply-add as two."""
 
+from basic_tf.planning.step_memory import Setting
 
-def flops(task, trained: set[str], pairs: int, replicas: int, recomputed: set[str]) -> dict[str, float]:
+
+def flops(task, trained: set[str], setting: Setting, recomputed: set[str]) -> dict[str, float]:
     """FLOPs of one forward pass of each tower, of a step for each pair, of the loss, and of a whole step of the batch.
 
-    task: a training task; its own count of a step per pair is taken. trained: parameter paths. pairs: B, the global
-    batch. recomputed: names of the trained towers that run again in the backward pass (remat 'blocks').
+    task: a training task; its own count of a step per pair is taken. trained: parameter paths. setting: its
+    devices along the model axis see the same rows and repeat the arithmetic, so `step_per_device` falls with the batch axis
+    alone. recomputed: names of the trained towers that run again in the backward pass (remat 'blocks').
     """
-    model = task.model
+    model, pairs = task.model, setting.pairs
     forward = {
         name: 2.0 * sum(getattr(model, name).multiply_adds().values())
         for name in ("image_tower", "text_tower")
@@ -21,5 +24,5 @@ def flops(task, trained: set[str], pairs: int, replicas: int, recomputed: set[st
         "step_per_pair": per_pair,
         "loss": loss,
         "step": per_pair * pairs + loss,
-        "step_per_device": (per_pair * pairs + loss) / replicas,
+        "step_per_device": (per_pair * pairs + loss) / setting.batch_axis,
     }

@@ -7,7 +7,7 @@ import pytest
 from absl import flags
 
 from basic_tf import configurables, plan
-from basic_tf.planning import optimizer_memory, recommendation, step_memory, subject
+from basic_tf.planning import compute, optimizer_memory, recommendation, step_memory, subject
 
 GIN = "tests/training/tiny.gin"
 
@@ -114,6 +114,19 @@ def test_errors_take_one_line(capsys, arguments, words):
     code, out, err = run(capsys, f"--gin_file={GIN}", *arguments)
     assert code == 1 and not out
     assert err.startswith("plan: ") and err.count("\n") == 1 and words in err
+
+
+def test_devices_that_see_the_same_rows_repeat_the_work():
+    task, found = stage_subject("finetune")
+    alone, shared, repeated = (
+        compute.flops(task, set(found.trained), setting, set())["step_per_device"]
+        for setting in (
+            step_memory.Setting(16),
+            step_memory.Setting(16, batch_axis=8),
+            step_memory.Setting(16, model_axis=8),
+        )
+    )
+    assert repeated == 8 * shared == alone
 
 
 def test_bytes_of_the_optimizer_are_those_of_its_slots():
