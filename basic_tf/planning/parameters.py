@@ -1,4 +1,4 @@
-"""How many parameters a model has, from its specs alone, beside the published counts."""
+"""How many parameters a model has, from its specs alone, beside the counts that are known of it."""
 
 import dataclasses
 
@@ -13,23 +13,25 @@ PUBLISHED_IMAGE = {
     "coatnet_0": 25e6, "coatnet_1": 42e6, "coatnet_2": 75e6, "coatnet_3": 168e6, "coatnet_4": 275e6, "coatnet_5": 688e6,
     "coatnet_6": 1.47e9, "coatnet_7": 2.44e9,
 }  # fmt: skip
-# BASIC's text towers as recalled (32,000 tokens, 64 positions); layers and width are consistent with them.
+# BASIC's text towers from memory (32,000 tokens, 64 positions): no text at hand states them. Layers and width fit them.
 RECALLED_TEXT = {"basic_s": 108e6, "basic_m": 184e6, "basic_l": 670e6}
 CLASSES = 1000
 
 
 @dataclasses.dataclass(frozen=True)
-class Published:
-    """A count in the literature. counted: ours, counted as they did. name: whose it is."""
+class Reference:
+    """A count to compare with. name: whose it is. source: "published", or "recalled": from memory, so that agreement with it
+    confirms nothing. counted: ours, counted as they did."""
 
     name: str
-    published: float
+    source: str
+    count: float
     counted: int
 
     @property
     def difference(self) -> float:
         """Relative: ours against theirs."""
-        return self.counted / self.published - 1.0
+        return self.counted / self.count - 1.0
 
 
 def part_of(path: str) -> str:
@@ -48,17 +50,18 @@ def by_part(specs) -> dict[str, int]:
     return counts | {"total": sum(counts.values())}
 
 
-def published_image(tower) -> Published | None:
+def image_reference(tower) -> Reference | None:
     """The published count of a CoAtNet by its table; a classifier is counted in theirs, so it is in ours."""
     for name, table in TABLES.items():
         if table == tower.table and name in PUBLISHED_IMAGE:
             head = Classifier("head", tower.output_width, CLASSES).specs()
             trunk = sum(spec.size for spec in tower.specs() if not spec.path.startswith("head/"))
-            return Published(name, PUBLISHED_IMAGE[name], trunk + sum(spec.size for spec in head))
+            counted = trunk + sum(spec.size for spec in head)
+            return Reference(name, "published", PUBLISHED_IMAGE[name], counted)
     return None
 
 
-def published_text(tower) -> Published | None:
+def text_reference(tower) -> Reference | None:
     """The recalled count of BASIC's text tower of this width and depth."""
     layers = len(tower.blocks) - 2  # without the embedding and the mean
     for name, variant in VARIANTS.items():
@@ -66,7 +69,7 @@ def published_text(tower) -> Published | None:
             tower.vocabulary_size,
             tower.length,
         ) == (32000, 64):
-            return Published(name, RECALLED_TEXT[name], sum(spec.size for spec in tower.specs()))
+            return Reference(name, "recalled", RECALLED_TEXT[name], sum(spec.size for spec in tower.specs()))
     return None
 
 

@@ -28,7 +28,7 @@ def as_json(
             "remat": setting.remat, "mesh": f"{setting.batch_axis}x{setting.model_axis}",
             "weights_cut_into": setting.shards,
         },
-        "parameters": counts | {"published": [vars(p) | {"difference": p.difference} for p in published(subject)]},
+        "parameters": counts | {"references": [vars(r) | {"difference": r.difference} for r in references(subject)]},
         "optimizer_state_share": slots / (4 * sum(spec.size for spec in trained)),
         "flops": flops,
         "bytes_per_device": {cause: plan.largest(cause) for cause in CAUSES} | {"peak": plan.peak},
@@ -42,12 +42,12 @@ def as_json(
     }  # fmt: skip
 
 
-def published(subject: Subject) -> list[parameters.Published]:
-    """The published counts that belong to the towers, where there are any."""
-    found = [parameters.published_image(subject.towers["image_tower"])]
+def references(subject: Subject) -> list[parameters.Reference]:
+    """The published or recalled counts that belong to the towers, where there are any."""
+    found = [parameters.image_reference(subject.towers["image_tower"])]
     if "text_tower" in subject.towers:
-        found.append(parameters.published_text(subject.towers["text_tower"]))
-    return [p for p in found if p]
+        found.append(parameters.text_reference(subject.towers["text_tower"]))
+    return [r for r in found if r]
 
 
 def show(report: dict, plan: StepMemory, console: Console | None = None) -> None:
@@ -71,12 +71,12 @@ def show(report: dict, plan: StepMemory, console: Console | None = None) -> None
 def _parameters(report: dict) -> Table:
     table = Table("parameters", "this model", box=box.SIMPLE, title=f"stage {report['stage']}")
     for part, count in report["parameters"].items():
-        if part != "published" and count:
+        if part != "references" and count:
             table.add_row(part.replace("_", " "), f"{count:,}")
-    for row in report["parameters"]["published"]:
+    for row in report["parameters"]["references"]:
         table.add_row(
-            f"{row['name']}, counted as published",
-            f"{row['counted']:,} ({row['published']:,.0f}, {row['difference']:+.2%})",
+            f"{row['name']}, counted as {row['source']}",
+            f"{row['counted']:,} ({row['source']} {row['count']:,.0f}, {row['difference']:+.2%})",
         )
     table.add_row("optimizer state / trained fp32 bytes", f"{report['optimizer_state_share']:.3f}")
     return table

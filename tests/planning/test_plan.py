@@ -46,6 +46,7 @@ def test_json_holds_what_tools_read(capsys):
     assert parameters["total"] == sum(
         parameters[p] for p in ("image_tower", "text_tower", "projections", "temperature")
     )
+    assert parameters["references"] == []
     causes = found["bytes_per_device"]
     assert {"weights", "slots", "gradients", "activations", "embeddings", "loss", "peak"} <= set(causes)
     assert causes["weights"] == 4 * parameters["total"]
