@@ -56,6 +56,7 @@ SETTINGS = {
         "image": {"image_size": 64}, "text": {"variant": "basic_s", "layers": 2}, "batch": 96, "microbatch": 48,
         "frozen": True,
     },
+    "classifier": {"image": {"variant": NARROW, "image_size": 64}, "classes": 30_000, "batch": 256},
 }  # fmt: skip
 
 flags.DEFINE_list("settings", list(SETTINGS), f"Which of {', '.join(SETTINGS)}.")
@@ -65,13 +66,29 @@ flags.DEFINE_string("measure", None, "Internal: runs this setting in this proces
 
 def stage_of(setting: dict):
     """The training stage of a setting, on random pictures."""
+    import tensorflow as tf
+
     from basic_tf.optimization import adafactorw, rules, schedules
     from basic_tf.towers import coatnet, coatnet_table, dual_encoder, text_transformer
     from basic_tf.training import stages, tasks
     from tools.random_batches import RandomBatches
 
-    remat = setting.get("remat", "none")
+    class RandomLabels(RandomBatches):
+        """Pictures with a label each."""
 
+        class source:
+            """What a stage asks of its source."""
+
+            count, metadata = 1 << 30, {"label_names": [str(n) for n in range(setting.get("classes", 0))]}
+
+        def dataset(self, first_step: int, host: int, hosts: int):
+            """The same batch without end."""
+            batch = next(iter(super().dataset(first_step, host, hosts)))
+            del batch["token_ids"]
+            batch["labels"] = tf.one_hot(batch["examples"], setting["classes"])
+            return tf.data.Dataset.from_tensors(batch).repeat()
+
+    remat, side = setting.get("remat", "none"), setting["image"]["image_size"]
     options = dict(setting["image"])
     if isinstance(options.get("variant"), dict):
         options["variant"] = coatnet_table.CoAtNetTable(**options["variant"])
@@ -81,16 +98,19 @@ def stage_of(setting: dict):
         text = text_transformer.TextTransformer(remat=remat, **setting["text"])
         return dual_encoder.DualEncoder(image, text)
 
+    if "classes" in setting:
+        tower = functools.partial(coatnet.CoAtNet, remat=remat, **options)
+        task = functools.partial(tasks.Classification, image_tower=tower)
+        batches = functools.partial(RandomLabels, side, 1, 2)
+    else:
+        task = functools.partial(tasks.Contrastive, model=model)
+        length, vocabulary = setting["text"].get("length", 64), setting["text"].get("vocabulary_size", 32000)
+        batches = functools.partial(RandomBatches, side, length, vocabulary)
     frozen = [rules.Rule("image_tower/.*", frozen=True)] if setting.get("frozen") else []
     return stages.Stage(
         name="bench",
-        task=functools.partial(tasks.Contrastive, model=model, microbatch=setting.get("microbatch")),
-        batches=functools.partial(
-            RandomBatches,
-            setting["image"]["image_size"],
-            setting["text"].get("length", 64),
-            setting["text"].get("vocabulary_size", 32000),
-        ),
+        task=functools.partial(task, microbatch=setting.get("microbatch")),
+        batches=batches,
         batch_size=setting["batch"],
         train=schedules.Duration(steps=10),
         optimizer=adafactorw.AdaFactorW,
@@ -132,7 +152,7 @@ def planned(name: str):
     from basic_tf.planning import step_memory, subject
 
     setting = SETTINGS[name]
-    task, found = subject.describe(stage_of(setting), 1)
+    task, found = subject.describe(stage_of(setting), setting.get("classes", 1))
     return step_memory.step_memory(
         found,
         step_memory.Setting(

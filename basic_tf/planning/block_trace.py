@@ -23,7 +23,7 @@ _SHAPES = {"Shape", "ShapeN", "Size", "Rank", "BroadcastGradientArgs", "ZerosLik
 _IN_PLACE = {
     "Add", "AddV2", "AddN", "Sub", "Mul", "RealDiv", "Neg", "Square", "Rsqrt", "Sqrt", "Exp", "Tanh", "Sigmoid", "TanhGrad",
     "SigmoidGrad", "RsqrtGrad", "SqrtGrad", "Softmax", "BiasAdd", "Maximum", "Minimum", "Select", "SelectV2", "Reciprocal",
-    "SquaredDifference", "Pow", "Log", "Abs", "Sign", "FusedBatchNormV3", "FusedBatchNormGradV3",
+    "SquaredDifference", "Pow", "Log", "Log1p", "Abs", "Sign", "FusedBatchNormV3", "FusedBatchNormGradV3",
 }  # fmt: skip
 _SOURCES = {"Const", "VarHandleOp", "Placeholder", "NoOp"}
 
@@ -163,7 +163,7 @@ class Reader:
                     self._new(op.outputs[0])
                     self.ops[0].append(Op((), (self.buffer_of(op.outputs[0]),)))
                 continue
-            if op.type in _ALIASES:
+            if op.type in _ALIASES or self._slices_nothing_off(op):
                 for source, target in zip(op.inputs, op.outputs):
                     self._buffers[target.ref()] = self.buffer_of(source)
                 continue
@@ -175,6 +175,10 @@ class Reader:
                 op.type in _IN_PLACE,
             )
             self.ops[waits[op.name]].append(made)
+
+    @staticmethod
+    def _slices_nothing_off(op) -> bool:
+        return op.type == "StridedSlice" and 0 < _bytes(op.inputs[0]) == _bytes(op.outputs[0])
 
     @staticmethod
     def _needed(fetches) -> set[str]:

@@ -7,6 +7,7 @@ in turn, then the update. With one microbatch both towers keep their tapes throu
 import dataclasses
 import functools
 
+from basic_tf.planning.head_trace import Head
 from basic_tf.planning.optimizer_memory import OptimizerMemory, optimizer_memory
 from basic_tf.planning.parameters import sharded_paths, weight_bytes
 from basic_tf.planning.tower_memory import TowerMemory, tower_memory
@@ -95,7 +96,7 @@ class Subject:
     """What is planned: towers by name, all weight specs by full path, trained paths, the optimizer's rule.
 
     element: bytes of a weight. dtype: its type by name. average: whether a float32 average of the trained weights is kept.
-    embedding_dim: 0 for a classifier, which has no contrastive loss.
+    embedding_dim: 0 for a classifier, which has no contrastive loss. head: the classifier; None without.
     """
 
     towers: dict[str, object]
@@ -106,6 +107,7 @@ class Subject:
     element: int
     average: bool
     embedding_dim: int
+    head: Head | None = None
 
     def trains(self, part: str) -> bool:
         """Whether any parameter under this name is trained."""
@@ -131,7 +133,7 @@ def step_memory(subject: Subject, setting: Setting) -> StepMemory:
         cut = frozenset(p.removeprefix(name + "/") for p in sharded_paths(subject.specs, setting.shards))
         trained = subject.trains(name)
         towers[name] = tower_memory(
-            tower, microbatch, trained, trained, setting.remat or tower.remat, cut, early
+            tower, microbatch, trained, trained, setting.remat or tower.remat, cut, early, subject.head
         )
     trained_specs = [spec for spec in subject.specs if spec.path in subject.trained]
     gradients = weight_bytes(trained_specs, max(4, subject.element), setting.shards)
@@ -141,7 +143,7 @@ def step_memory(subject: Subject, setting: Setting) -> StepMemory:
     width = subject.embedding_dim
     picture_side = next(iter(subject.towers.values())).image_size
     example = 3 * picture_side[0] * picture_side[1] + (
-        4 * subject.towers["text_tower"].length if width else 0
+        4 * subject.towers["text_tower"].length if width else 4 * subject.head.classes
     )
     operations = UPDATE_OPERATIONS_PER_PARAMETER * len(trained_specs) + (LOSS_OPERATIONS if width else 0)
     for memory in towers.values():

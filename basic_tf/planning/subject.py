@@ -2,6 +2,7 @@
 
 import tensorflow as tf
 
+from basic_tf.planning.head_trace import Head
 from basic_tf.planning.step_memory import Subject
 
 
@@ -14,12 +15,13 @@ def describe(stage, classes: int, microbatch: int | None = None) -> tuple[object
     metadata = {"label_names": [str(n) for n in range(classes)]}
     options = {} if microbatch is None else {"microbatch": microbatch}
     task = stage.task(metadata=metadata, **options)
-    model = task.model
+    model, head = task.model, None
     if hasattr(model, "text_tower"):
         towers, specs = {"image_tower": model.image_tower, "text_tower": model.text_tower}, model.specs()
     else:
         towers = {"image_tower": model.image_tower}
         specs = [s._replace(path=f"image_tower/{s.path}") for s in model.image_tower.specs()]
+        head = Head(stage.task(metadata=metadata, microbatch=None), classes)
     resolved = stage.rules.resolve([spec.path for spec in specs if spec.trainable])
     trained = frozenset(path for path, rule in resolved.items() if not rule.frozen)
     if not trained:
@@ -34,5 +36,6 @@ def describe(stage, classes: int, microbatch: int | None = None) -> tuple[object
         element=tf.as_dtype(dtype).size,
         average=stage.weight_average is not None,
         embedding_dim=getattr(model, "embedding_dim", 0),
+        head=head,
     )
     return task, subject

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from basic_tf.planning import block_trace
+from basic_tf.planning.head_trace import Head
 from basic_tf.planning.liveness import Op, executor_order, liveness
 
 
@@ -50,8 +51,8 @@ def _signature(block, state) -> tuple:
     )
 
 
-def _traces(tower, rows: int, taped: bool, training: bool, sharded: frozenset[str]) -> list[list]:
-    """The blocks' traces without a tape, and (if wanted) with one."""
+def _traces(tower, rows: int, taped: bool, training: bool, sharded: frozenset[str], head) -> list[list]:
+    """The blocks' traces without a tape, and (if wanted) with one, which ends in the head."""
     known, state, chains = {}, first_state(tower, rows), [[], []][: 1 + taped]
     for index, block in enumerate(tower.blocks):
         key = _signature(block, state)
@@ -60,6 +61,8 @@ def _traces(tower, rows: int, taped: bool, training: bool, sharded: frozenset[st
         state, *found = known[key]
         for chain, trace in zip(chains, found):
             chain.append(trace)
+    if taped and head is not None:
+        chains[1].append(head.trace(state, sharded))
     return chains
 
 
@@ -98,7 +101,7 @@ class _Chain:
             own[buffer] = outside
 
     def loss(self) -> Op:
-        """Stands for the loss: it reads the last block's output and makes its cotangents."""
+        """Stands for the loss: it reads the last block's output and makes its cotangents. (A head has made its own.)"""
         last = [self.maps[-1][b] for b in self.traces[-1].cotangents]
         return Op(tuple(b for b in self.outputs if b), tuple(b for b in last if b))
 
@@ -134,15 +137,17 @@ def tower_memory(
     remat: str,
     sharded: frozenset[str] = frozenset(),
     early: bool = True,
+    head: Head | None = None,
 ) -> TowerMemory:
     """Traces the distinct blocks of a tower and follows its buffers.
 
     rows: the microbatch. trained: whether a backward pass is wanted. training: as in `Tower.forward`. remat: the policy.
     sharded: paths of weights of which a whole copy is gathered to be used. early: copies of weights are made at the start
     of a pass, as TensorFlow's executor does (XLA makes them when they are needed).
+    head: a classifier with its loss, the last piece of the chain with a tape.
     """
     with _policy(tower, remat):
-        plain, *taped = map(_Chain, _traces(tower, rows, trained, training, sharded))
+        plain, *taped = map(_Chain, _traces(tower, rows, trained, training, sharded, head))
     inference = liveness(_ordered(plain, early), plain.sizes, given=plain.inputs, kept=plain.outputs).peak
     operations = sum(t.operations for t in plain.traces)
     if not trained:

@@ -1,18 +1,27 @@
 """Traced towers: a block whose memory is known by hand, and what must hold for any tower."""
 
+import functools
 import itertools
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
+from basic_tf.optimization.adafactorw import AdaFactorW
+from basic_tf.optimization.rules import Rule, RuleTable
+from basic_tf.planning import step_memory, subject
 from basic_tf.planning.tower_memory import tower_memory
 from basic_tf.towers import ops
+from basic_tf.towers.coatnet import CoAtNet
+from basic_tf.towers.coatnet_table import CoAtNetTable
 from basic_tf.towers.layers import Block, Dense
 from basic_tf.towers.text_transformer import TextTransformer
 from basic_tf.towers.tower import Tower
+from basic_tf.training.tasks import Classification
 
 ROWS, WIDTH, INNER = 7, 64, 256
+TABLE = CoAtNetTable((1, 8), (("mbconv", 1, 8), ("attention", 1, 32)), head_dim=16)
 COTANGENT = 4 * ROWS * INNER  # of the features: the loss has made it when the backward pass starts
 
 
@@ -80,6 +89,29 @@ def test_text_tower_more_rows_need_more_and_recomputation_less():
     frozen = tower_memory(tower, 16, False, False, "none")
     assert (frozen.training, frozen.held) == (0, 0)
     assert frozen.inference == by_rows[1].inference
+
+
+def test_a_classifier_holds_logits_and_labels_of_all_classes():
+    def plan(classes):
+        stage = SimpleNamespace(
+            name="pretrain",
+            task=functools.partial(
+                Classification, image_tower=functools.partial(CoAtNet, TABLE, image_size=16)
+            ),
+            rules=RuleTable([Rule(".*")]),
+            optimizer=AdaFactorW,
+            weight_average=None,
+        )
+        _, found = subject.describe(stage, classes)
+        setting = step_memory.Setting(pairs=ROWS, host=False)
+        return step_memory.step_memory(found, setting)
+
+    few, many = plan(10), plan(50_000)
+    rows = 4 * ROWS * 49_990
+    assert many.largest("input") - few.largest("input") == rows
+    # Logits and the float32 terms of the cross-entropy; weights have a cause of their own.
+    grown = many.largest("activations") - few.largest("activations")
+    assert 2 * rows <= grown <= 12 * rows
 
 
 def test_gathered_weights_count_where_they_are_cut():
