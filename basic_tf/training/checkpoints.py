@@ -9,8 +9,10 @@ The failure protocol, in the order in which things happen:
 2. The manifest, which lists every file with its size and SHA-256, is written last. Without it there is no checkpoint.
 3. Local: files and folder are flushed to the disk, then the folder is renamed, which is atomic. A kill before that
    leaves a `.tmp-` folder that the next save sweeps away; a kill after it leaves a complete checkpoint.
-4. Only then are checkpoints beyond `keep` deleted, oldest first.
-Reading goes newest first; a damaged checkpoint is named in a warning and the one before it is used.
+4. Only then are checkpoints beyond `keep` deleted, oldest first, and never the one just written.
+Reading goes newest first; a damaged checkpoint is named in a warning and the one before it is used. A run that goes on from
+there sets the damaged one aside, so that it does not count among those to keep. If all are damaged nothing is: starting anew
+in their place is for a person to decide.
 """
 
 import dataclasses
@@ -43,6 +45,10 @@ _DTYPES = {
     "U8": np.uint8,
     "BOOL": np.bool_,
 }
+
+
+# A file that is not there, or that its file system knows to be broken.
+_GONE = (tf.errors.NotFoundError, tf.errors.DataLossError)
 
 
 class CheckpointError(Exception):
@@ -118,7 +124,8 @@ def save(folder: str, step: int, arrays: dict[str, np.ndarray], metadata: dict, 
         _flush_to_disk(target)
         os.rename(target, final)
         _flush_to_disk(folder)
-    for old in steps(folder)[:-keep] if keep else []:
+    others = [other for other in steps(folder) if other != step]
+    for old in others[: max(0, len(others) + 1 - keep)] if keep else []:
         tf.io.gfile.rmtree(os.path.join(folder, f"step-{old:09d}"))
     return final
 
@@ -146,24 +153,27 @@ def load(folder: str, step: int) -> Checkpoint:
     try:
         with tf.io.gfile.GFile(manifest_path, "r") as file:
             manifest = json.loads(file.read())
-        expected = manifest["files"]
-    except (tf.errors.OpError, UnicodeDecodeError, ValueError, KeyError, TypeError) as error:
+        expected = {name: (facts["bytes"], facts["sha256"]) for name, facts in manifest["files"].items()}
+        count, metadata = manifest["arrays"], manifest["metadata"]
+    # Nothing else of TensorFlow's errors: what cannot be reached for the moment, or by this user, is not damaged.
+    except (*_GONE, UnicodeDecodeError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{manifest_path} cannot be read: {type(error).__name__}") from error
     arrays = {}
-    for name, facts in expected.items():
+    for name, (size, digest) in expected.items():
         file_path = os.path.join(path, name)
-        if not tf.io.gfile.exists(file_path):
-            raise CheckpointError(f"{file_path} is missing")
-        with tf.io.gfile.GFile(file_path, "rb") as file:
-            data = file.read()
-        if len(data) != facts["bytes"]:
-            raise CheckpointError(f"{file_path} has {len(data)} bytes, its manifest says {facts['bytes']}")
-        if hashlib.sha256(data).hexdigest() != facts["sha256"]:
+        try:
+            with tf.io.gfile.GFile(file_path, "rb") as file:
+                data = file.read()
+        except _GONE as error:
+            raise CheckpointError(f"{file_path} cannot be read: {type(error).__name__}") from error
+        if len(data) != size:
+            raise CheckpointError(f"{file_path} has {len(data)} bytes, its manifest says {size}")
+        if hashlib.sha256(data).hexdigest() != digest:
             raise CheckpointError(f"{file_path} does not have the SHA-256 that its manifest names")
         arrays.update(decode(data))
-    if len(arrays) != manifest["arrays"]:
-        raise CheckpointError(f"{path} holds {len(arrays)} arrays, its manifest says {manifest['arrays']}")
-    return Checkpoint(step, arrays, manifest["metadata"], path)
+    if len(arrays) != count:
+        raise CheckpointError(f"{path} holds {len(arrays)} arrays, its manifest says {count}")
+    return Checkpoint(step, arrays, metadata, path)
 
 
 def decode(data: bytes) -> dict[str, np.ndarray]:
@@ -174,13 +184,37 @@ def decode(data: bytes) -> dict[str, np.ndarray]:
     }
 
 
-def load_latest(folder: str) -> Checkpoint | None:
-    """The newest checkpoint that is whole; None if there is none. Damaged ones are named in warnings."""
-    for step in reversed(_folder_steps(folder)):
+def load_latest(folder: str, set_damaged_aside: bool = False) -> Checkpoint | None:
+    """The newest checkpoint that is whole; None if there is none. Damaged ones are named in warnings.
+
+    set_damaged_aside: where a whole one is found, damaged newer ones are renamed to `.damaged-step-...`; for the process
+    that saves into this folder. Raises CheckpointError if there are checkpoints and all are damaged.
+    """
+    found, damaged = _folder_steps(folder), {}
+    for step in reversed(found):
+        path = os.path.join(folder, f"step-{step:09d}")
         try:
-            return load(folder, step)
+            checkpoint = load(folder, step)
         except CheckpointError as error:
             logging.warning("Damaged checkpoint: %s. Falling back to the one before it.", error)
+            # In an object store, a save that was cut short leaves a folder that never was a checkpoint.
+            if _is_local(folder) or tf.io.gfile.exists(os.path.join(path, _MANIFEST)):
+                damaged[path] = str(error)
+            continue
+        for path in damaged if set_damaged_aside else ():
+            aside = os.path.join(folder, ".damaged-" + os.path.basename(path))
+            if tf.io.gfile.exists(aside):
+                tf.io.gfile.rmtree(aside)
+            tf.io.gfile.rename(path, aside)
+            logging.warning("%s is now %s; delete it at will.", path, aside)
+        return checkpoint
+    if _folder_steps(folder) != found:
+        return load_latest(folder, set_damaged_aside)  # a training has meanwhile replaced what was being read
+    if damaged:
+        raise CheckpointError(
+            f"{folder} holds {len(damaged)} checkpoint{'s' * (len(damaged) > 1)}, and none can be read "
+            f"({'; '.join(damaged.values())}); put back what is missing, or delete the folder to start anew"
+        )
     return None
 
 

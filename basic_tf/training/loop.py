@@ -227,13 +227,13 @@ def evaluate_stage(
                 f"stage {stage.name} cannot be evaluated: it trains no dual encoder, or Evaluation.data_dir is not bound"
             )
         writer = tf.summary.create_file_writer(os.path.join(folder, "evaluation"))
-        done, count, last_news = -1, 0, time.monotonic()
+        tried, done, count, last_news = -1, -1, 0, time.monotonic()
         while True:
             finished = is_finished(folder)  # asked first: the last checkpoint is there before the mark is
             newest = max(checkpoints.steps(checkpoint_dir), default=-1)
-            if newest > done:
-                metadata = run.restore()
-                if metadata is not None:
+            if newest > tried:
+                tried = newest  # it may be damaged: then an older one is restored, perhaps the one that is done already
+                if run.restore(training=False) is not None and int(run.global_step) > done:
                     done, count, last_news = int(run.global_step), count + 1, time.monotonic()
                     with writer.as_default(step=done):
                         for name, value in made.evaluate(-1).items():

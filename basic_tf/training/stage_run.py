@@ -208,9 +208,14 @@ class StageRun:
             keep=self.stage.keep_checkpoints,
         )
 
-    def restore(self) -> dict | None:
-        """Resumes from the newest whole checkpoint and returns its metadata; None if there is none."""
-        checkpoint = checkpoints.load_latest(checkpoint_folder(self.folder))
+    def restore(self, training: bool = True) -> dict | None:
+        """Resumes from the newest whole checkpoint and returns its metadata; None if there is none.
+
+        training: whether this run will save into the same folder; otherwise it only reads.
+        """
+        checkpoint = checkpoints.load_latest(
+            checkpoint_folder(self.folder), set_damaged_aside=training and self.runtime.host == 0
+        )
         if checkpoint is None:
             return None
         if checkpoint.metadata["seed"] != self.options.seed:

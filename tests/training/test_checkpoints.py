@@ -72,6 +72,83 @@ def test_no_checkpoint_at_all(tmp_path):
     assert checkpoints.load_latest(str(tmp_path / "nothing")) is None
 
 
+def _damage(folder, step):
+    file = next((folder / f"step-{step:09d}").glob("*.safetensors"))
+    file.write_bytes(file.read_bytes()[:-1])
+
+
+def test_damaged_checkpoints_alone_are_an_error_and_stay(tmp_path):
+    for step in (1, 2):
+        checkpoints.save(str(tmp_path), step, _arrays(step), {})
+        _damage(tmp_path, step)
+    for _ in range(2):
+        with pytest.raises(
+            checkpoints.CheckpointError, match=r"2 checkpoints, .*step-000000002.*step-000000001.*start anew"
+        ):
+            checkpoints.load_latest(str(tmp_path), set_damaged_aside=True)
+    assert checkpoints.steps(str(tmp_path)) == [1, 2]
+
+
+def test_damaged_checkpoints_do_not_take_the_place_of_those_to_keep(tmp_path):
+    for step in (3, 6, 8):
+        checkpoints.save(str(tmp_path), step, _arrays(step), {}, keep=3)
+    for step in (6, 8):
+        _damage(tmp_path, step)
+    assert checkpoints.load_latest(str(tmp_path)).step == 3  # a reader changes nothing
+    assert checkpoints.steps(str(tmp_path)) == [3, 6, 8]
+    assert checkpoints.load_latest(str(tmp_path), set_damaged_aside=True).step == 3
+    kept = []
+    for step in (4, 5):
+        checkpoints.save(str(tmp_path), step, _arrays(step), {}, keep=2)
+        kept.append(checkpoints.steps(str(tmp_path)))
+    assert kept == [[3, 4], [4, 5]]
+    assert len(list(tmp_path.glob(".damaged-step-*"))) == 2
+
+
+def test_the_checkpoint_just_written_is_never_deleted(tmp_path):
+    for step in (6, 8, 5):
+        checkpoints.save(str(tmp_path), step, _arrays(step), {}, keep=1)
+    assert checkpoints.steps(str(tmp_path)) == [5]
+
+
+@pytest.mark.parametrize("error", [tf.errors.UnavailableError, tf.errors.PermissionDeniedError])
+@pytest.mark.parametrize("file", ["manifest.json", "safetensors"])
+def test_what_cannot_be_reached_is_not_damage(tmp_path, monkeypatch, error, file):
+    for step in (1, 2):
+        checkpoints.save(str(tmp_path), step, _arrays(step), {})
+    opened = tf.io.gfile.GFile
+
+    def unreachable(path, mode):
+        if "step-000000002" in path and path.endswith(file):
+            raise error(None, None, "not now")
+        return opened(path, mode)
+
+    monkeypatch.setattr(tf.io.gfile, "GFile", unreachable)
+    with pytest.raises(error):
+        checkpoints.load_latest(str(tmp_path), set_damaged_aside=True)
+    assert checkpoints.steps(str(tmp_path)) == [1, 2]
+
+
+def test_an_unfinished_save_in_an_object_store_is_no_checkpoint(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoints, "_is_local", lambda path: False)
+    checkpoints.save(str(tmp_path), 1, _arrays(1), {})
+    (tmp_path / "step-000000001" / "manifest.json").unlink()
+    assert checkpoints.load_latest(str(tmp_path)) is None
+
+
+def test_checkpoints_that_a_training_replaces_meanwhile(tmp_path, monkeypatch):
+    checkpoints.save(str(tmp_path), 1, _arrays(1), {})
+    load = checkpoints.load
+
+    def slow(folder, step):
+        if step == 1:
+            checkpoints.save(folder, 2, _arrays(2), {}, keep=1)
+        return load(folder, step)
+
+    monkeypatch.setattr(checkpoints, "load", slow)
+    assert checkpoints.load_latest(str(tmp_path)).step == 2
+
+
 def test_large_maps_are_split_into_files(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoints, "_FILE_BYTES", 100)
     checkpoints.save(str(tmp_path), 1, _arrays(1), {})

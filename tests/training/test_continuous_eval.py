@@ -1,15 +1,18 @@
-"""A training run, and beside it `--mode=continuous_eval` in a process of its own, as people run them."""
+"""`--mode=continuous_eval`: beside a training run, in a process of its own as people run it; and what damage does to it."""
 
 import json
 import os
 import re
 import subprocess
 import sys
+import types
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tensorflow as tf
 
+from basic_tf.training import checkpoints, loop, stage_run
 from tests import tiny_data
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -37,6 +40,49 @@ def curves(folder):
             for value in event.summary.value:
                 found.setdefault(value.tag, []).append(event.step)
     return found
+
+
+class Run:
+    """What is asked of a stage's run; its state is the step alone."""
+
+    total_steps = 10
+
+    def __init__(self, folder):
+        self.folder, self.global_step = (
+            stage_run.checkpoint_folder(str(folder)),
+            tf.Variable(0, dtype=tf.int64),
+        )
+
+    def save(self, step):
+        checkpoints.save(self.folder, step, {"step": np.asarray(step)}, {})
+
+    def restore(self, training):
+        assert not training
+        found = checkpoints.load_latest(self.folder)
+        self.global_step.assign(found.step if found else 0)
+        return found and found.metadata
+
+
+@pytest.mark.parametrize("later", [[], [6]])
+def test_a_damaged_newest_checkpoint_is_tried_once(tmp_path, monkeypatch, later):
+    run, evaluated, coming = Run(tmp_path / "stage"), [], list(later)
+    for step in (2, 4):
+        run.save(step)
+    (tmp_path / "stage/checkpoints/step-000000004/arrays-00000-of-00001.safetensors").write_bytes(b"")
+
+    def evaluate(steps):
+        evaluated.append(int(run.global_step))
+        assert len(evaluated) < 5
+        if coming:
+            run.save(coming.pop())
+        return {}
+
+    monkeypatch.setattr(loop, "built", lambda *_: run)
+    count = loop.evaluate_stage(
+        types.SimpleNamespace(name="stage"), str(tmp_path), None, None,
+        lambda run, report: types.SimpleNamespace(evaluate=evaluate), True, 0.3, 0.05,
+    )  # fmt: skip
+    assert evaluated == [2, *later] and count == len(evaluated)
 
 
 @pytest.mark.slow
