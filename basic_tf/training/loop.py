@@ -21,15 +21,8 @@ from absl import logging
 
 from basic_tf.monitoring import flops, metrics_log, profile, progress
 from basic_tf.parallel import runtime as runtime_lib
-from basic_tf.training import checkpoints, frozen_features, preemption
-from basic_tf.training.stage_run import (
-    Options,
-    StageRun,
-    built,
-    checkpoint_folder,
-    is_finished,
-    mark_finished,
-)
+from basic_tf.training import checkpoints, finished, frozen_features, preemption
+from basic_tf.training.stage_run import Options, StageRun, built, checkpoint_folder, is_finished
 from basic_tf.training.stages import ConfigurationError, Stage
 from basic_tf.training.trainer import Trainer
 
@@ -59,12 +52,13 @@ def run_stage(
     beginning.
     """
     folder = os.path.join(run_folder, stage.name)
-    if is_finished(folder):
-        logging.info("stage %s is finished; nothing to do", stage.name)
+    if _has_ended(stage, folder, options):
         return
     with stop:
         run = built(stage, folder, runtime, options)
         metadata = run.restore()
+        if runtime.host == 0:
+            finished.remove(folder)  # of a run that was to end earlier
         if metadata:
             print(
                 f"stage {stage.name}: resumed at step {int(run.global_step):,} of {run.total_steps:,}",
@@ -77,8 +71,24 @@ def run_stage(
             run.task.given_features = True
         _train(run, (metadata or {}).get("clock"), stop, evaluator, at_start)
     if runtime.host == 0:
-        mark_finished(folder, int(run.global_step))
+        run.mark_finished()
     runtime.any_host([False])  # the others must not look for what the first host has not written yet
+
+
+def _has_ended(stage: Stage, folder: str, options: Options) -> bool:
+    """Whether there is nothing left to train, which is then said. Asked before anything is built: it costs nothing."""
+    mark = finished.read(folder)
+    if mark is None:
+        return False
+    if mark.seed not in (None, options.seed):
+        raise ConfigurationError(
+            f"{folder} was trained with --seed={mark.seed}, this run has --seed={options.seed}; use the same seed or "
+            "another --model_dir"
+        )
+    if mark.ends(options.train_steps):
+        print(f"stage {stage.name}: finished at step {mark.step:,}", flush=True)
+        return True
+    return False
 
 
 def _train(run: StageRun, clock: dict | None, stop: preemption.StopRequest, make_evaluator, at_start) -> None:
@@ -229,7 +239,7 @@ def evaluate_stage(
         writer = tf.summary.create_file_writer(os.path.join(folder, "evaluation"))
         tried, done, count, last_news = -1, -1, 0, time.monotonic()
         while True:
-            finished = is_finished(folder)  # asked first: the last checkpoint is there before the mark is
+            ended = is_finished(folder)  # asked first: the last checkpoint is there before the mark is
             newest = max(checkpoints.steps(checkpoint_dir), default=-1)
             if newest > tried:
                 tried = newest  # it may be damaged: then an older one is restored, perhaps the one that is done already
@@ -241,7 +251,7 @@ def evaluate_stage(
                     print(f"stage {stage.name}: evaluated step {done:,}", flush=True)
             if not continuous and not count:
                 raise ConfigurationError(f"{checkpoint_dir} holds no checkpoint; train the stage first")
-            if not continuous or finished:
+            if not continuous or ended:
                 return count
             if time.monotonic() - last_news > timeout_seconds:
                 logging.warning(

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import json
 import os
 import zlib
 
@@ -12,10 +11,8 @@ import tensorflow as tf
 from basic_tf.optimization import rules, slot_accumulation
 from basic_tf.parallel import runtime as runtime_lib
 from basic_tf.parallel import weights
-from basic_tf.training import checkpoints, warm_start
+from basic_tf.training import checkpoints, finished, warm_start
 from basic_tf.training.stages import ConfigurationError, Stage
-
-_FINISHED = "finished.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,14 +40,8 @@ def checkpoint_folder(stage_folder: str) -> str:
 
 
 def is_finished(stage_folder: str) -> bool:
-    """Whether the stage has reached its last step and saved it."""
-    return tf.io.gfile.exists(os.path.join(stage_folder, _FINISHED))
-
-
-def mark_finished(stage_folder: str, step: int) -> None:
-    """Says that the stage has reached its last step and saved it."""
-    with tf.io.gfile.GFile(os.path.join(stage_folder, _FINISHED), "w") as file:
-        file.write(json.dumps({"step": step}))
+    """Whether the stage has reached the last step of some run and saved it."""
+    return finished.read(stage_folder) is not None
 
 
 def trained_arrays(checkpoint: checkpoints.Checkpoint, averaged: bool = True) -> dict[str, np.ndarray]:
@@ -102,7 +93,8 @@ class StageRun:
                     f"but {len(moved)} of its parameters are trained; freeze 'image_tower/.*' in a rule, or read pictures"
                 )
             runtime.place(parameters, self._layouts(trainable, resolved))
-            self.schedule = stage.schedule(total_steps=max(self.total_steps, planned))
+            self.schedule_steps = max(self.total_steps, planned)
+            self.schedule = stage.schedule(total_steps=self.schedule_steps)
             self.optimizer = stage.optimizer(self.schedule, rules=resolved, seed=self.seed)
             self.optimizer.build(self.trained)
             if self.task.accumulate_in_slots:
@@ -132,6 +124,7 @@ class StageRun:
                 self.guard = stage.update_guard()
                 self.guard.build()
         self.parameters = parameters
+        self.started_from: dict | None = None  # what checkpoints keep of the warm start
 
     def _check_accumulation(self) -> None:
         if self.runtime.name != "one_device":
@@ -204,14 +197,27 @@ class StageRun:
             checkpoint_folder(self.folder),
             int(self.global_step),
             arrays,
-            {"stage": self.stage.name, "seed": self.options.seed, "clock": clock},
+            {
+                "stage": self.stage.name,
+                "seed": self.options.seed,
+                "total_steps": self.total_steps,
+                "schedule_steps": self.schedule_steps,
+                "started_from": self.started_from,
+                "clock": clock,
+            },
             keep=self.stage.keep_checkpoints,
         )
+
+    def mark_finished(self) -> None:
+        """Says that the stage has reached its last step and saved it."""
+        step = int(self.global_step)
+        mark = finished.Finished(step, self.total_steps, self.schedule_steps, self.options.seed)
+        finished.write(self.folder, mark)
 
     def restore(self, training: bool = True) -> dict | None:
         """Resumes from the newest whole checkpoint and returns its metadata; None if there is none.
 
-        training: whether this run will save into the same folder; otherwise it only reads.
+        training: whether this run goes on training, and saves into the same folder; otherwise it only reads.
         """
         checkpoint = checkpoints.load_latest(
             checkpoint_folder(self.folder), set_damaged_aside=training and self.runtime.host == 0
@@ -223,13 +229,30 @@ class StageRun:
                 f"{checkpoint.path} was trained with --seed={checkpoint.metadata['seed']}, this run has "
                 f"--seed={self.options.seed}; use the same seed or another --model_dir"
             )
+        if training:
+            self._check_length(checkpoint)
+            self.started_from = checkpoint.metadata.get("started_from")
+            finished.check_resumed(self.stage, self._run_folder, self.folder, self.started_from, self.options)
+        checkpoints.assign(checkpoint.arrays, self.state(), checkpoint.path)
+        return checkpoint.metadata
+
+    @property
+    def _run_folder(self) -> str:
+        return os.path.dirname(self.folder)
+
+    def _check_length(self, checkpoint: checkpoints.Checkpoint) -> None:
         if checkpoint.step > self.total_steps:
             raise ConfigurationError(
                 f"{checkpoint.path} is at step {checkpoint.step}, beyond the {self.total_steps} steps of this run; "
                 "train for longer or use another --model_dir"
             )
-        checkpoints.assign(checkpoint.arrays, self.state(), checkpoint.path)
-        return checkpoint.metadata
+        old = checkpoint.metadata.get("schedule_steps", self.schedule_steps)  # older versions did not say
+        if old != self.schedule_steps:
+            raise ConfigurationError(
+                f"{checkpoint.path} was trained on a schedule of {old} steps, and this run's has {self.schedule_steps}: "
+                "--train_steps beyond a stage's duration stretches its schedule. Use the same --train_steps, or another "
+                "--model_dir"
+            )
 
     def warm_start(self, run_folder: str) -> warm_start.Report | None:
         """Takes the weights that the stage's WarmStart names; None where the stage starts from scratch."""
@@ -242,6 +265,7 @@ class StageRun:
             raise ConfigurationError(
                 f"stage {self.stage.name} warm-starts from {folder}, which holds no checkpoint; train that stage first"
             )
+        self.started_from = finished.check_source(self.stage, run_folder, checkpoint, self.options)
         arrays = trained_arrays(checkpoint, spec.averaged)
         report = warm_start.apply(
             self.parameters, arrays, spec.fresh, spec.ignored, checkpoint.path, spec.resized
