@@ -50,15 +50,24 @@ class Stage:
 
     def check(self) -> None:
         """Raises ConfigurationError on numbers that cannot work, before anything heavy starts."""
-        if not isinstance(self.batch_size, int) or self.batch_size < 1:
-            raise ConfigurationError(
-                f"{self.name}/Stage.batch_size is {self.batch_size!r}; it must be a whole number >= 1"
-            )
-        for field in ("summary_steps", "keep_checkpoints"):
-            if getattr(self, field) < 1:
+        whole_numbers = {
+            "batch_size": (1, ""),
+            "summary_steps": (1, ""),
+            "keep_checkpoints": (1, ""),
+            "evaluate_steps": (0, " (0: evaluate at the end alone)"),
+            "checkpoint_steps": (0, " (0: save by Stage.checkpoint_seconds alone)"),
+        }
+        for field, (least, words) in whole_numbers.items():
+            value = getattr(self, field)
+            if not isinstance(value, int) or value < least:
                 raise ConfigurationError(
-                    f"{self.name}/Stage.{field} is {getattr(self, field)}; it must be at least 1"
+                    f"{self.name}/Stage.{field} is {value!r}; it must be a whole number >= {least}{words}"
                 )
+        # Written so that NaN is refused too; infinity is a way to say never.
+        if not isinstance(self.checkpoint_seconds, int | float) or not self.checkpoint_seconds > 0:
+            raise ConfigurationError(
+                f"{self.name}/Stage.checkpoint_seconds is {self.checkpoint_seconds!r}; it must be a number above 0"
+            )
 
 
 @dataclasses.dataclass
