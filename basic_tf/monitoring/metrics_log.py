@@ -54,6 +54,10 @@ class MetricsLog:
         self._file.flush()
         self._written.add((kind, step))
 
+    def has(self, step: int, kind: str) -> bool:
+        """Whether there is a line of that kind and step."""
+        return (kind, step) in self._written
+
     def close(self) -> None:
         """Closes the file; what was written is there already."""
         self._file.close()
@@ -87,6 +91,10 @@ class NoLog:
 
     def write(self, step: int, metrics: Mapping[str, object], kind: str = "train") -> None:
         """Nothing."""
+
+    def has(self, step: int, kind: str) -> bool:
+        """What is missing is for the first process to say."""
+        return True
 
     def close(self) -> None:
         """Nothing."""

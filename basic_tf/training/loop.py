@@ -13,6 +13,7 @@ import contextlib
 import io
 import os
 import time
+from collections.abc import Iterator
 
 import numpy as np
 import orbit
@@ -129,6 +130,7 @@ def _train(run: StageRun, clock: dict | None, stop: preemption.StopRequest, make
 
     evaluator = make_evaluator(run, report_evaluation) if make_evaluator else None
     saved_at = {"step": int(run.global_step), "time": time.monotonic()}
+    reported = {"step": int(run.global_step)}
 
     def refuse_broken_loss(output) -> None:
         if run.guard is not None:
@@ -142,7 +144,9 @@ def _train(run: StageRun, clock: dict | None, stop: preemption.StopRequest, make
     def report(output) -> None:
         step = int(run.global_step)
         profiler.after_step(step)
-        due = step % stage.summary_steps == 0 or step == run.total_steps
+        # A loop of several steps may pass over the multiple itself.
+        due = step // stage.summary_steps > reported["step"] // stage.summary_steps or step == run.total_steps
+        reported["step"] = step
         if due or run.guard is not None:
             refuse_broken_loss(output)
         if not due:
@@ -204,9 +208,20 @@ def _train(run: StageRun, clock: dict | None, stop: preemption.StopRequest, make
             controller.train(run.total_steps, checkpoint_at_completion=False)
         else:
             controller.evaluate = paused_evaluation(controller.evaluate)
-            if int(run.global_step) == run.total_steps:
-                controller.evaluate()  # killed after the last step, before its evaluation had ended
-            controller.train_and_evaluate(run.total_steps, eval_interval=stage.evaluate_steps or None)
+            step, every = int(run.global_step), stage.evaluate_steps
+            due = step == run.total_steps or bool(step and every and step % every == 0)
+            if runtime.any_host([due and not log.has(step, "evaluation")])[0]:
+                controller.evaluate()  # killed after this step, before its evaluation had ended
+            for until in _evaluation_steps(step, run.total_steps, every):
+                controller.train(until, checkpoint_at_completion=False)
+                controller.evaluate()
+
+
+def _evaluation_steps(step: int, total: int, every: int) -> Iterator[int]:
+    """After which steps to evaluate a run that goes on at `step`: the same as if it had never stopped."""
+    while step < total:
+        step = min(total, (step // every + 1) * every) if every else total
+        yield step
 
 
 def evaluate_stage(

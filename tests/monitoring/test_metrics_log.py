@@ -73,3 +73,12 @@ def test_step_zero_survives_a_restart_before_the_first_checkpoint(tmp_path):
 def test_reserved_names_are_refused(tmp_path):
     with MetricsLog(str(tmp_path / "metrics.jsonl")) as log, pytest.raises(ValueError, match="'kind'"):
         log.write(1, {"kind": 3})
+
+
+def test_what_is_there_is_known_after_a_restart(tmp_path):
+    path = str(tmp_path / "metrics.jsonl")
+    with MetricsLog(path) as log:
+        train(log, 1, 8)
+    with MetricsLog(path, resumed_step=4) as log:
+        assert log.has(4, "evaluation") and log.has(4, "train")
+        assert not log.has(3, "evaluation") and not log.has(8, "evaluation")
