@@ -24,12 +24,12 @@ class Profiler:
     plenty.
 
     profile_steps: "100,110", or empty or None for no trace. folder: of the run, which TensorBoard watches.
+    steps_per_loop: the most steps between two calls of `after_step`.
     """
 
-    def __init__(self, profile_steps: str | None, folder: str):
+    def __init__(self, profile_steps: str | None, folder: str, steps_per_loop: int = 1):
         self._steps = parse_steps(profile_steps) if profile_steps else None
-        self._folder = folder
-        self._last_step: int | None = None
+        self._folder, self._loop = folder, steps_per_loop
         self._mark = None
 
     def after_step(self, step: int) -> None:
@@ -41,16 +41,16 @@ class Profiler:
         if self._steps is None:
             return
         first, end = self._steps
-        loop = 1 if self._last_step is None else step - self._last_step
-        self._last_step = step
         if step >= end:
             if self._mark is None:
-                logging.warning("No trace of steps %d to %d: they were done before.", first, end - 1)
+                logging.warning(
+                    "No trace of steps %d to %d: they were done, or in the first loop.", first, end - 1
+                )
             self.close()
             return
         if self._mark is not None:
             self._mark.__exit__(None, None, None)
-        elif step + loop > first:
+        elif step + self._loop > first:
             tf.profiler.experimental.start(self._folder)
         else:
             return

@@ -123,7 +123,9 @@ def _train(run: StageRun, clock: dict | None, stop: preemption.StopRequest, make
         if chief
         else metrics_log.NoLog()
     )
-    profiler = profile.Profiler(run.options.profile_steps if chief else None, run.folder)
+    profiler = profile.Profiler(
+        run.options.profile_steps if chief else None, run.folder, run.options.steps_per_loop
+    )
 
     def report_evaluation(figures: dict[str, float]) -> None:
         log.write(int(run.global_step), figures, kind="evaluation")

@@ -12,7 +12,7 @@ def product(x):
 
 
 def run(folder, profile_steps, first=0, last=20, loop=1):
-    with Profiler(profile_steps, str(folder)) as profiler:
+    with Profiler(profile_steps, str(folder), loop) as profiler:
         for step in range(first + loop, last + 1, loop):
             for _ in range(loop):
                 product(tf.ones([64, 64])).numpy()
@@ -53,6 +53,11 @@ def test_the_trace_covers_the_steps(tmp_path):
 def test_the_trace_covers_the_loops_that_touch_the_steps(tmp_path):
     run(tmp_path, "9,13", loop=4)
     assert marked_steps(tmp_path) == [8, 12]
+
+
+def test_the_first_loop_may_come_just_before_the_steps(tmp_path):
+    run(tmp_path, "6,7", loop=4)
+    assert marked_steps(tmp_path) == [4]
 
 
 def test_a_run_that_stops_early_leaves_its_trace(tmp_path):
