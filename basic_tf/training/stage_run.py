@@ -234,6 +234,8 @@ class StageRun:
             self.started_from = checkpoint.metadata.get("started_from")
             finished.check_resumed(self.stage, self._run_folder, self.folder, self.started_from, self.options)
         checkpoints.assign(checkpoint.arrays, self.state(), checkpoint.path)
+        if self.guard is not None:
+            self.guard.restored()
         return checkpoint.metadata
 
     @property

@@ -55,6 +55,10 @@ class UpdateGuard:
             "in_a_row": self.in_a_row,
         }
 
+    def restored(self) -> None:
+        """The state was read from a checkpoint: what was passed over before it has been warned of."""
+        self._seen = int(tf.convert_to_tensor(self.passed_over))
+
     def passes_over(self, loss: tf.Tensor, gradients: list[tf.Tensor]) -> tf.Tensor:
         """float32 scalar, 1 or 0. loss, gradients (one per trained variable): of the global batch."""
         # A sum is finite only if every term is; squares could overflow where the gradient itself has not.
@@ -95,5 +99,5 @@ class UpdateGuard:
             raise FloatingPointError(
                 f"stage {stage}: the updates of steps {step - in_a_row + 1} to {step} were passed over, "
                 f"{in_a_row} in a row (UpdateGuard.consecutive is {self.consecutive}); the loss is {loss:.4g}{mean}. "
-                "Lower the learning rate, raise the warm-up, or start again from an earlier checkpoint with another --seed"
+                "Lower the learning rate, raise the warm-up or take another --seed, with another --model_dir"
             )

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ import tensorflow as tf
 from basic_tf.optimization.adafactorw import AdaFactorW
 from basic_tf.optimization.weight_average import WeightAverage
 from basic_tf.parallel import strategies
-from basic_tf.training import tasks
+from basic_tf.training import checkpoints, stage_run, tasks
 from basic_tf.training.trainer import Trainer
 from basic_tf.training.update_guard import UpdateGuard
 
@@ -130,9 +131,31 @@ def test_too_many_in_a_row_stop_and_are_named():
         guard.check(step, np.nan, "contrastive")
     guard.update(tf.constant(np.nan), tf.constant(1.0))
     with pytest.raises(
-        FloatingPointError, match=r"steps 12 to 14 were passed over, 3 in a row .* 2\.5 on average"
+        FloatingPointError,
+        match=r"steps 12 to 14 were passed over, 3 in a row .* 2\.5 on average.*--seed, with another --model_dir",
     ):
         guard.check(14, np.nan, "contrastive")
+
+
+def test_a_resumed_run_warns_of_new_ones_alone(tmp_path, caplog):
+    guard = UpdateGuard()
+    guard.build()
+    run = types.SimpleNamespace(
+        folder=str(tmp_path), options=stage_run.Options(), guard=guard, runtime=types.SimpleNamespace(host=0),
+        state=lambda: {f"update_guard/{name}": variable for name, variable in guard.slots().items()},
+    )  # fmt: skip
+    guard.passed_over.assign(3)
+    arrays = {path: np.asarray(variable) for path, variable in run.state().items()}
+    checkpoints.save(stage_run.checkpoint_folder(run.folder), 20, arrays, {"seed": 0})
+    guard.passed_over.assign(0)
+    stage_run.StageRun.restore(run, training=False)
+    with caplog.at_level("WARNING", logger="absl"):
+        guard.update(tf.constant(1.0), tf.constant(0.0))
+        guard.check(21, 1.0, "contrastive")
+        assert not caplog.text
+        guard.update(tf.constant(np.nan), tf.constant(1.0))
+        guard.check(22, np.nan, "contrastive")
+    assert "(4 so far)" in caplog.text
 
 
 @pytest.mark.parametrize("options", [{"consecutive": 0}, {"spike_factor": 1.0}, {"decay": 1.0}])
