@@ -150,17 +150,19 @@ class ProgressLine:
         return self._chronometer.state()
 
     def update(
-        self, step: int, metrics: dict[str, float], data_wait_seconds: float = 0.0
+        self, step: int, metrics: dict[str, float], data_wait_seconds: float | None = 0.0
     ) -> dict[str, float]:
         """Reports that `step` steps of the stage are done, and shows them.
 
         metrics: of the last step or their mean since the last update. data_wait_seconds: spent waiting for
-        batches since the last update. Returns the speeds, for the metrics' log and TensorBoard:
-        `<unit>_per_second`, `data_wait_share`, `matrix_rate_share` (0..1) and `training_seconds`; empty while
-        nothing is timed yet.
+        batches since the last update; None: not measured, and not shown. Returns the speeds, for the metrics'
+        log and TensorBoard: `<unit>_per_second`, `data_wait_share`, `matrix_rate_share` (0..1) and
+        `training_seconds`; empty while nothing is timed yet.
         """
-        self._chronometer.lap(step, data_wait_seconds)
+        self._chronometer.lap(step, data_wait_seconds or 0.0)
         speeds = self._speeds()
+        if data_wait_seconds is None:
+            speeds.pop("data_wait_share", None)
         self._text = self._line(step, metrics, speeds)
         self._show(force=step >= self._total_steps)
         return speeds
@@ -211,7 +213,8 @@ class ProgressLine:
         if speeds:
             rate = speeds[f"{self._unit}_per_second"]
             parts.append(f"{rate:,.0f} {self._unit}/s" if rate >= 10 else f"{rate:.2f} {self._unit}/s")
-            parts.append(f"data wait {speeds['data_wait_share']:.0%}")
+            if "data_wait_share" in speeds:
+                parts.append(f"data wait {speeds['data_wait_share']:.0%}")
             if "matrix_rate_share" in speeds:
                 parts.append(f"matrix rate {speeds['matrix_rate_share']:.0%}")
             left = (self._total_steps - step) * self._batch_size / rate if rate > 0 else math.inf

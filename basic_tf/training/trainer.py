@@ -40,6 +40,7 @@ class Trainer(orbit.AbstractTrainer):
         self.seed = seed
         self.global_step = global_step
         self._data_wait_seconds = 0.0
+        self._feeds_steps = runtime.host_loop or bool(task.apply_by_block)
         self._host_rows = host_rows
         self._iterator = None
         self._anchor = next(iter(variables.values()))
@@ -54,8 +55,10 @@ class Trainer(orbit.AbstractTrainer):
             self._step_function = self._step_by_block
         self._loop_function = tf.function(self._steps_in_graph)
 
-    def take_data_wait(self) -> float:
-        """Seconds spent waiting for batches since the last call."""
+    def take_data_wait(self) -> float | None:
+        """Seconds spent waiting for batches since the last call; None where the loop of steps waits inside its program."""
+        if not self._feeds_steps:
+            return None
         seconds, self._data_wait_seconds = self._data_wait_seconds, 0.0
         return seconds
 
@@ -63,7 +66,7 @@ class Trainer(orbit.AbstractTrainer):
         """Runs `num_steps` steps and returns the last one's metrics."""
         if self._iterator is None:
             self._iterator = self.runtime.iterator(self._host_rows)
-        if not (self.runtime.host_loop or self.task.apply_by_block):
+        if not self._feeds_steps:
             metrics = self._loop_function(self._iterator, num_steps, self.global_step.read_value())
             self.global_step.assign_add(tf.cast(num_steps, self.global_step.dtype))
             return metrics

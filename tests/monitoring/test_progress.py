@@ -48,6 +48,16 @@ def test_speeds_leave_out_compilation_and_pauses():
         assert part in shown
 
 
+def test_a_wait_that_is_not_measured_is_not_shown():
+    clock, stream = Clock(), io.StringIO()
+    line = line_of(clock, stream)
+    line.update(10, {}, None)
+    clock.pass_(5)
+    speeds = line.update(20, {}, None)
+    assert set(speeds) == {"pairs_per_second", "matrix_rate_share", "training_seconds"}
+    assert "100 pairs/s" in stream.getvalue() and "data wait" not in stream.getvalue()
+
+
 def test_nested_pauses_count_once():
     clock = Clock()
     chronometer = Chronometer(clock=clock)

@@ -77,6 +77,7 @@ def test_a_loop_of_steps_in_one_program_equals_steps_fed_one_by_one():
         )
         losses = [float(trainer.train(tf.constant(count))["loss"]) for count in loops]
         assert int(step) == 7
+        assert (trainer.take_data_wait() is None) == (name == "tpu")  # the program itself waits
         found.append((losses[-1], task.weight.numpy()))
     for loss, weight in found[1:]:
         assert loss == pytest.approx(found[0][0], rel=1e-14)
