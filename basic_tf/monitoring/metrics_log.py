@@ -19,17 +19,23 @@ class MetricsLog:
     ignored, since the same state gives the same figures.
 
     path: local or gs://; the folder is made. resumed_step: steps done when the run goes on; 0 keeps what was
-    measured before training and drops the rest.
+    measured before training and drops the rest. None: a log of evaluations made afterwards, each in its own
+    way. Nothing is dropped, and only a line that is there already, figures and all, is ignored.
     """
 
-    def __init__(self, path: str, resumed_step: int = 0):
+    def __init__(self, path: str, resumed_step: int | None = 0):
         self._path = path
         kept = (
-            [record for record in read_metrics(path) if record["step"] <= resumed_step]
+            [
+                record
+                for record in read_metrics(path)
+                if resumed_step is None or record["step"] <= resumed_step
+            ]
             if tf.io.gfile.exists(path)
             else []
         )
         self._written = {(record["kind"], record["step"]) for record in kept}
+        self._lines = {_line(record) for record in kept} if resumed_step is None else None
         tf.io.gfile.makedirs(os.path.dirname(path))
         # The whole file is replaced at once: a kill in between leaves the old one.
         with tf.io.gfile.GFile(path + ".new", "w") as file:
@@ -43,14 +49,19 @@ class MetricsLog:
         Metrics are numbers, strings, or lists and dicts of them; a number that is not finite becomes null, as
         JSON has none.
         """
-        if (kind, step) in self._written:
+        if self._lines is None and self.has(step, kind):
             return
         clash = {"step", "kind"} & set(metrics)
         if clash:
             raise ValueError(
                 f"The metrics of step {step} may not be named {sorted(clash)}: the log uses these names."
             )
-        self._file.write(_line({"step": int(step), "kind": kind, **metrics}))
+        line = _line({"step": int(step), "kind": kind, **metrics})
+        if self._lines is not None:
+            if line in self._lines:
+                return
+            self._lines.add(line)
+        self._file.write(line)
         self._file.flush()
         self._written.add((kind, step))
 

@@ -245,9 +245,7 @@ def evaluate_stage(
     folder = os.path.join(run_folder, stage.name)
     checkpoint_dir = checkpoint_folder(folder)
     run = built(stage, folder, runtime, options)
-    with metrics_log.MetricsLog(
-        os.path.join(folder, "evaluation.jsonl"), resumed_step=run.total_steps
-    ) as log:
+    with metrics_log.MetricsLog(os.path.join(folder, "evaluation.jsonl"), resumed_step=None) as log:
         made = evaluator(run, lambda figures: log.write(int(run.global_step), figures, kind="evaluation"))
         if made is None:
             raise ConfigurationError(

@@ -82,3 +82,16 @@ def test_what_is_there_is_known_after_a_restart(tmp_path):
     with MetricsLog(path, resumed_step=4) as log:
         assert log.has(4, "evaluation") and log.has(4, "train")
         assert not log.has(3, "evaluation") and not log.has(8, "evaluation")
+
+
+def test_evaluations_made_afterwards_in_another_way_are_all_kept(tmp_path):
+    path, figures = (
+        str(tmp_path / "evaluation.jsonl"),
+        ({"top1": 0.1}, {"top1": 0.3}, {"top1": 0.1, "x/top1": 1}),
+    )
+    for made in (*figures, figures[1]):
+        with MetricsLog(path, resumed_step=None) as log:
+            for _ in range(2):
+                log.write(9, made, kind="evaluation")
+    lines = read_metrics(path)
+    assert [{k: v for k, v in line.items() if k not in ("step", "kind")} for line in lines] == list(figures)
