@@ -1,6 +1,6 @@
 """Stopping safely: SIGTERM and SIGINT let the current step finish, then the run saves and leaves.
 
-A second signal of the same kind ends the process at once, as people expect of a second Ctrl-C; the last checkpoint then
+A second signal, of either kind, ends the process at once, as people expect of a second Ctrl-C; the last checkpoint then
 counts, as after a SIGKILL.
 """
 
