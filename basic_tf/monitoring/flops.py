@@ -1,10 +1,8 @@
-"""Arithmetic that a model needs and that this machine can do: both sides of "share of the matrix rate"."""
+"""Arithmetic that this machine can do: the rate of which the progress line shows the share."""
 
 import json
-import math
 import os
 import time
-from collections.abc import Callable
 
 import tensorflow as tf
 from absl import logging
@@ -62,68 +60,3 @@ def _measure(device: str, seconds: float) -> float:
             best = max(best, 2.0 * size**3 / (now - begin))
             if now >= end:
                 return best
-
-
-def forward_flops(function: Callable, *inputs: tf.TensorSpec) -> float:
-    """Floating-point operations of the matrix products and convolutions in one call of `function`.
-
-    `function` is traced with `inputs` (fully static shapes; batch 1 gives the figure for one example) and
-    never run. A multiply-add counts as 2. Element-wise work, norms and softmax are left out, as is usual for
-    model-FLOPs utilisation. Training costs 3 times the forward pass (a gradient for the input and one for the
-    kernel of every product), 1 time where a tower is frozen. Raises ValueError where a shape is unknown or a
-    loop hides products.
-    """
-    return _graph_flops(tf.function(function, autograph=False).get_concrete_function(*inputs).graph)
-
-
-def _graph_flops(graph) -> float:
-    return math.fsum(_operation_flops(operation) for operation in graph.get_operations())
-
-
-def _operation_flops(operation: tf.Operation) -> float:
-    kind = operation.type
-    if kind in ("MatMul", "BatchMatMul", "BatchMatMulV2", "BatchMatMulV3"):
-        transposed = operation.get_attr("transpose_a" if kind == "MatMul" else "adj_x")
-        contracted = _shape(operation, operation.inputs[0])[-2 if transposed else -1]
-        return 2.0 * math.prod(_shape(operation, operation.outputs[0])) * contracted
-    if kind in ("Conv2D", "DepthwiseConv2dNative"):
-        # Kernel [kh, kw, input channels of a group, out], or depthwise [kh, kw, channels, multiplier].
-        kernel = _shape(operation, operation.inputs[1])
-        products = math.prod(kernel[:3] if kind == "Conv2D" else kernel[:2])
-        return 2.0 * math.prod(_shape(operation, operation.outputs[0])) * products
-    if kind == "Einsum" and len(operation.inputs) == 2:
-        labels = operation.get_attr("equation").decode().split("->")[0].split(",")
-        if "." in "".join(labels):
-            raise ValueError(
-                f"Cannot count the operations of {operation.name}: its equation has an ellipsis."
-            )
-        sizes = {}
-        for label, value in zip(labels, operation.inputs):
-            sizes.update(zip(label, _shape(operation, value)))
-        return 2.0 * math.prod(sizes.values())
-    if kind in ("If", "StatelessIf"):
-        return max(_called(operation, operation.get_attr(name)) for name in ("then_branch", "else_branch"))
-    if kind in ("While", "StatelessWhile"):
-        if _called(operation, operation.get_attr("body")):
-            raise ValueError(
-                f"Cannot count the operations of the loop {operation.name}: how often it runs is not in the "
-                "graph. Count one round of its body instead."
-            )
-        return 0.0
-    if kind in ("PartitionedCall", "StatefulPartitionedCall"):
-        return _called(operation, operation.get_attr("f"))
-    return 0.0
-
-
-def _called(operation: tf.Operation, function) -> float:
-    return _graph_flops(operation.graph._get_function(function.name).graph)
-
-
-def _shape(operation: tf.Operation, value: tf.Tensor) -> list[int]:
-    shape = value.shape
-    if not shape.is_fully_defined():
-        raise ValueError(
-            f"Cannot count the operations of {operation.name}: it meets the shape {shape}. "
-            "Trace with static shapes."
-        )
-    return shape.as_list()
