@@ -5,12 +5,12 @@ tested on logical CPU devices is what a TPU runs.
 """
 
 import contextlib
-import json
 import os
 from collections.abc import Callable, Sequence
 
 import numpy as np
 import tensorflow as tf
+from tensorflow.python.distribute import multi_worker_util
 
 from basic_tf.machine import cores
 from basic_tf.parallel import runtime
@@ -51,6 +51,10 @@ class StrategyRuntime(runtime.Runtime):
         self.strategy = strategy
         self.replicas = strategy.num_replicas_in_sync
         self.host, self.hosts = host, hosts
+        if self.replicas % hosts:
+            raise runtime.DeviceError(
+                f"{self.replicas} replicas cannot be shared evenly by {hosts} hosts; every host needs as many devices"
+            )
         self.collectives = ReplicaCollectives(self.replicas) if self.replicas > 1 else None
         self.host_loop = name != "tpu"
         self._sum_of_flags = None
@@ -188,6 +192,43 @@ def use_all_cores(threads: int | None = None) -> int:
     return count
 
 
+def place_in_cluster() -> tuple[int, int]:
+    """(host, hosts) of this process as TF_CONFIG has it: the chief, where the cluster has one, is host 0, workers follow.
+
+    Raises DeviceError for an environment without, for tasks that do not train, and for what TensorFlow cannot use.
+    """
+    form = '{"cluster": {"worker": ["host:port", ...]}, "task": {"type": "worker", "index": 0}}'
+    if "TF_CONFIG" not in os.environ:
+        raise runtime.DeviceError(
+            f"--runtime=multi_worker needs the environment variable TF_CONFIG ({form}), which is not set"
+        )
+    try:
+        resolver = tf.distribute.cluster_resolver.TFConfigClusterResolver()
+        cluster, kind, index = resolver.cluster_spec(), resolver.task_type, resolver.task_id
+        if kind is None or index is None:
+            raise ValueError("it names no task with a type and an index")
+        if kind not in ("chief", "worker"):
+            raise ValueError(
+                f"a task of the type {kind!r} does not train; evaluate with --mode=continuous_eval --runtime=one_device"
+            )
+        if "ps" in cluster.jobs:
+            # TensorFlow would wait for the first of them, which nobody runs.
+            raise ValueError(
+                "the cluster has parameter servers (ps), which this runtime does not use; leave them out"
+            )
+        host = multi_worker_util.id_in_cluster(cluster, kind, index)
+        hosts = multi_worker_util.worker_count(cluster, kind)
+        if index < 0:
+            raise ValueError(f"task index {index} of {hosts} hosts")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        words = " ".join(str(error).split())
+        raise runtime.DeviceError(
+            f"TF_CONFIG cannot be used ({type(error).__name__}: {words}); it must read {form}, where `chief` may take "
+            "the place of the first worker"
+        ) from error
+    return host, hosts
+
+
 def create(name: str, tpu: str | None = None, logical_devices: int | None = None) -> StrategyRuntime:
     """Builds a runtime by name.
 
@@ -214,22 +255,11 @@ def create(name: str, tpu: str | None = None, logical_devices: int | None = None
             devices = tf.config.list_logical_devices("CPU")
         return StrategyRuntime(name, tf.distribute.MirroredStrategy([device.name for device in devices]))
     if name == "multi_worker":
-        if "TF_CONFIG" not in os.environ:
-            raise runtime.DeviceError(
-                "--runtime=multi_worker needs the environment variable TF_CONFIG "
-                '({"cluster": {"worker": ["host:port", ...]}, "task": {"type": "worker", "index": 0}}), which is not set'
-            )
-        try:
-            config = json.loads(os.environ["TF_CONFIG"])
-            host, hosts = int(config["task"]["index"]), len(config["cluster"]["worker"])
-            if not 0 <= host < hosts:
-                raise ValueError(f"task index {host} of {hosts} workers")
-        except (ValueError, KeyError, TypeError) as error:
-            raise runtime.DeviceError(
-                f"TF_CONFIG cannot be used ({type(error).__name__}: {error}); it must read "
-                '{"cluster": {"worker": ["host:port", ...]}, "task": {"type": "worker", "index": 0}}'
-            ) from error
+        host, hosts = place_in_cluster()
         strategy = tf.distribute.MultiWorkerMirroredStrategy()
+        workers = strategy.extended._num_workers
+        if workers != hosts:
+            raise runtime.DeviceError(f"TF_CONFIG names {hosts} hosts, the strategy has {workers} workers")
         _keep_bfloat16_at_home(strategy)
         return StrategyRuntime(name, strategy, host, hosts)
     if name == "tpu":
