@@ -67,18 +67,25 @@ class StrategyRuntime(runtime.Runtime):
         """One element per local replica from each batch of this host's rows."""
         if self.replicas == 1:
             return iter(host_rows(self.host, self.hosts))
-        local = self.replicas // self.hosts
-
-        def parts(rows: dict[str, tf.Tensor]) -> tf.data.Dataset:
-            # [local * b, ...] -> local elements of [b, ...]: consecutive elements go to consecutive replicas.
-            return {
-                key: tf.reshape(value, tf.concat([[local, -1], tf.shape(value)[1:]], 0))
-                for key, value in rows.items()
-            }
 
         def with_static_rows(context):
-            del context
-            dataset = host_rows(self.host, self.hosts)
+            # A worker of several makes one pipeline, its own; the one process of a TPU slice makes one for each host of it.
+            pipelines = context.num_input_pipelines
+            if self.replicas % pipelines:
+                raise runtime.DeviceError(
+                    f"{self.replicas} replicas cannot be shared evenly by {pipelines} hosts ({self.name}); every host needs "
+                    "as many devices"
+                )
+            local = self.replicas // pipelines
+
+            def parts(rows: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+                # [local * b, ...] -> local elements of [b, ...]: consecutive elements go to consecutive replicas.
+                return {
+                    key: tf.reshape(value, tf.concat([[local, -1], tf.shape(value)[1:]], 0))
+                    for key, value in rows.items()
+                }
+
+            dataset = host_rows(context.input_pipeline_id, pipelines)
             spec = dataset.element_spec
             dataset = dataset.map(parts).unbatch()
             return dataset.map(

@@ -79,7 +79,7 @@ def test_a_chief_and_a_worker_equal_one_device(run, one_device, monkeypatch):
     workers = train_processes._environments
 
     def with_chief(count):
-        own = [json.loads(environment["TF_CONFIG"])["cluster"]["worker"] for environment in workers(count)][0]
+        own = json.loads(workers(count)[0]["TF_CONFIG"])["cluster"]["worker"]
         cluster = {"chief": own[:1], "worker": own[1:]}
         tasks = [("chief", 0), *(("worker", index) for index in range(count - 1))]
         return [

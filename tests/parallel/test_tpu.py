@@ -7,6 +7,7 @@ import tensorflow as tf
 from basic_tf import configurables
 from basic_tf.optimization.adafactorw import AdaFactorW
 from basic_tf.parallel import strategies
+from basic_tf.parallel.runtime import DeviceError
 from basic_tf.training import stage_run, tasks
 from basic_tf.training.trainer import Trainer
 from tests import tiny_data
@@ -82,6 +83,53 @@ def test_a_loop_of_steps_in_one_program_equals_steps_fed_one_by_one():
     for loss, weight in found[1:]:
         assert loss == pytest.approx(found[0][0], rel=1e-14)
         np.testing.assert_allclose(weight, found[0][1], rtol=1e-14)
+
+
+class Slice:
+    """A strategy of one process and several hosts: a pipeline for each, of which a step takes its own replicas' elements."""
+
+    def __init__(self, replicas, hosts):
+        self.num_replicas_in_sync, self._hosts = replicas, hosts
+
+    def distribute_datasets_from_function(self, make):
+        pipelines = [
+            make(tf.distribute.InputContext(self._hosts, host, self.num_replicas_in_sync))
+            for host in range(self._hosts)
+        ]
+        local = self.num_replicas_in_sync // self._hosts
+        iterators = [iter(pipeline) for pipeline in pipelines]
+
+        def steps():
+            while True:
+                yield [next(iterator) for iterator in iterators for _ in range(local)]
+
+        return steps()
+
+
+@pytest.mark.parametrize("replicas,hosts", [(4, 1), (4, 2), (2, 2)])
+def test_every_host_of_a_slice_reads_its_own_rows(replicas, hosts):
+    """Three batches of 8 rows: each replica gets its part of every one of them, whatever the hosts."""
+    runtime = strategies.StrategyRuntime("tpu", Slice(replicas, hosts))
+
+    def host_rows(host, hosts):
+        rows = 8 // hosts
+        return tf.data.Dataset.range(3).map(
+            lambda step: {
+                "x": tf.ensure_shape(step * 8 + host * rows + tf.range(rows, dtype=tf.int64), [rows])
+            }
+        )
+
+    steps = runtime.iterator(host_rows)
+    for step in range(3):
+        found = [element["x"].numpy().tolist() for element in next(steps)]
+        expected = np.arange(step * 8, step * 8 + 8).reshape(replicas, -1)
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_a_slice_whose_hosts_are_unequal_is_refused():
+    runtime = strategies.StrategyRuntime("tpu", Slice(4, 3))
+    with pytest.raises(DeviceError, match="4 replicas cannot be shared evenly by 3 hosts"):
+        runtime.iterator(lambda host, hosts: pytest.fail("read"))
 
 
 @pytest.mark.slow
