@@ -81,15 +81,8 @@ def describe(run_folder: str, config_text: str, options: stage_run.Options) -> N
                 f"{run_folder} holds a run with another configuration ({len(changed)} lines differ, first: "
                 f"{changed[0].strip()!r}); use another --model_dir, or delete it to start anew"
             )
+    _keep_tokenizer(run_folder)
     _write(path, config_text)
-    tokenizer = os.path.join(run_folder, TOKENIZER)
-    source = configurables.tokenizer_file()
-    if source and source != tokenizer:
-        if not tf.io.gfile.exists(source):
-            raise ConfigurationError(
-                f"no tokenizer model at {source}; train one with tools/train_tokenizer.py"
-            )
-        tf.io.gfile.copy(source, tokenizer, overwrite=True)
     versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
     versions |= {
         "python": platform.python_version(),
@@ -100,6 +93,25 @@ def describe(run_folder: str, config_text: str, options: stage_run.Options) -> N
     _write(os.path.join(run_folder, VERSIONS), json.dumps(versions, indent=1))
 
 
+def _keep_tokenizer(run_folder: str) -> None:
+    """Copies the configured tokenizer; one that weights were trained with is never replaced by another."""
+    copy, source = os.path.join(run_folder, TOKENIZER), configurables.tokenizer_file()
+    if not source or source == copy:
+        return
+    if not tf.io.gfile.exists(source):
+        raise ConfigurationError(f"no tokenizer model at {source}; train one with tools/train_tokenizer.py")
+    model = _read(source, "rb")
+    if tf.io.gfile.exists(copy):
+        if _read(copy, "rb") == model:
+            return
+        if _has_checkpoints(run_folder):
+            raise ConfigurationError(
+                f"{source} is not the tokenizer that {run_folder} was trained with, of which {copy} is a copy; bind "
+                "Tokenizer.model_file to one with the same content, or use another --model_dir"
+            )
+    _write(copy, model, "wb")
+
+
 def _has_checkpoints(run_folder: str) -> bool:
     return any(
         checkpoints.steps(stage_run.checkpoint_folder(os.path.join(run_folder, name.rstrip("/"))))
@@ -107,14 +119,17 @@ def _has_checkpoints(run_folder: str) -> bool:
     )
 
 
-def _read(path: str) -> str:
-    with tf.io.gfile.GFile(path, "r") as file:
+def _read(path: str, mode: str = "r"):
+    with tf.io.gfile.GFile(path, mode) as file:
         return file.read()
 
 
-def _write(path: str, text: str) -> None:
-    with tf.io.gfile.GFile(path, "w") as file:
-        file.write(text)
+def _write(path: str, content, mode: str = "w") -> None:
+    """Whole or not at all: under a temporary name first."""
+    partial = f"{path}.partial"
+    with tf.io.gfile.GFile(partial, mode) as file:
+        file.write(content)
+    tf.io.gfile.rename(partial, path, overwrite=True)
 
 
 def load(
