@@ -5,7 +5,9 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import subprocess
+from collections.abc import Sequence
 
 import tensorflow as tf
 
@@ -17,6 +19,7 @@ from basic_tf.training.stages import ConfigurationError
 CONFIG = "config.gin"
 VERSIONS = "versions.json"
 TOKENIZER = "tokenizer.model"
+_EVALUATION = "Evaluation"
 _PACKAGES = (
     "tensorflow",
     "tensorflow-text",
@@ -69,17 +72,18 @@ def _revision() -> str | None:
 def describe(run_folder: str, config_text: str, options: stage_run.Options) -> None:
     """Writes config.gin, versions.json and a copy of the tokenizer, so that the folder can be used on its own.
 
-    Raises ConfigurationError if the folder holds checkpoints of a run with another configuration.
+    Raises ConfigurationError if the folder holds checkpoints of a run with another configuration; what concerns only
+    Evaluation and stages without a checkpoint may change.
     """
     tf.io.gfile.makedirs(run_folder)
     path = os.path.join(run_folder, CONFIG)
     if tf.io.gfile.exists(path):
-        old = _read(path)
-        if old != config_text and _has_checkpoints(run_folder):
-            changed = sorted(set(old.splitlines()) ^ set(config_text.splitlines()))
+        changed = changes(_read(path), config_text, _trained_stages(run_folder))
+        if changed:
             raise ConfigurationError(
-                f"{run_folder} holds a run with another configuration ({len(changed)} lines differ, first: "
-                f"{changed[0].strip()!r}); use another --model_dir, or delete it to start anew"
+                f"{run_folder} holds a run with another configuration ({len(changed)} settings differ: "
+                f"{'; '.join(changed[:4])}{'; ...' if changed[4:] else ''}); use another --model_dir, or delete it to start "
+                "anew. Only Evaluation and stages without a checkpoint may change"
             )
     _keep_tokenizer(run_folder)
     _write(path, config_text)
@@ -104,7 +108,7 @@ def _keep_tokenizer(run_folder: str) -> None:
     if tf.io.gfile.exists(copy):
         if _read(copy, "rb") == model:
             return
-        if _has_checkpoints(run_folder):
+        if _trained_stages(run_folder):
             raise ConfigurationError(
                 f"{source} is not the tokenizer that {run_folder} was trained with, of which {copy} is a copy; bind "
                 "Tokenizer.model_file to one with the same content, or use another --model_dir"
@@ -112,11 +116,64 @@ def _keep_tokenizer(run_folder: str) -> None:
     _write(copy, model, "wb")
 
 
-def _has_checkpoints(run_folder: str) -> bool:
-    return any(
-        checkpoints.steps(stage_run.checkpoint_folder(os.path.join(run_folder, name.rstrip("/"))))
-        for name in tf.io.gfile.listdir(run_folder)
-    )
+def _trained_stages(run_folder: str) -> list[str]:
+    """The folders that hold checkpoints."""
+    names = [name.rstrip("/") for name in tf.io.gfile.listdir(run_folder)]
+    return [
+        name
+        for name in names
+        if checkpoints.steps(stage_run.checkpoint_folder(os.path.join(run_folder, name)))
+    ]
+
+
+def _settings(config_text: str) -> dict[str, str]:
+    """`scope/Name.parameter` (or a macro's name) -> its value, as `configurables.config_text` writes them."""
+    found, key = {}, ""
+    for line in config_text.splitlines():
+        if line[:1].isspace():  # a long value goes on
+            found[key] += " " + line.strip()
+        elif line and not line.startswith("#"):
+            key, _, value = line.partition(" = ")
+            found[key] = value.removesuffix("\\").strip()
+    return {key: " ".join(value.split()) for key, value in found.items()}
+
+
+def _owner(key: str) -> str:
+    """Whose a setting is: a scope's, a macro's (with a %), Evaluation's, or nobody's ("": all stages read it)."""
+    if "." not in key:
+        return f"%{key}"
+    if "/" in key:
+        return key.split("/")[0]
+    return _EVALUATION if key.startswith(f"{_EVALUATION}.") else ""
+
+
+def changes(old: str, new: str, trained: Sequence[str]) -> list[str]:
+    """What differs between two configurations and can have had a part in stages that have been trained: a phrase each.
+
+    A scope or a macro has had none if nobody but Evaluation, stages without a checkpoint and their likes refers to it.
+    """
+    if not trained:
+        return []
+    texts = [_settings(old), _settings(new)]
+    referred = set()  # (by whom, to whom)
+    stages_trained = set()
+    for key, value in [item for settings in texts for item in settings.items()]:
+        if key != "Recipe.stages":
+            referred |= {(_owner(key), scope) for scope in re.findall(r"@([\w.]+)/", value)}
+            referred |= {(_owner(key), f"%{macro}") for macro in re.findall(r"%([\w./]+)", value)}
+        if key.endswith("Stage.name") and value.strip("'\"") in trained:
+            stages_trained.add(_owner(key))
+    free = {_owner(key) for settings in texts for key in settings} - stages_trained - {""}
+    while True:
+        used = {to for by, to in referred if by not in free} & free
+        if not used:
+            break
+        free -= used
+    return [
+        f"{key} was {texts[0].get(key, 'not bound')}, is {texts[1].get(key, 'not bound')}"
+        for key in sorted(texts[0].keys() | texts[1].keys())
+        if texts[0].get(key) != texts[1].get(key) and _owner(key) not in free
+    ]
 
 
 def _read(path: str, mode: str = "r"):
