@@ -4,6 +4,8 @@ A run file under gin/runs/ describes a `Recipe`: a list of `Stage`s, each built 
 `CoAtNet.variant = ...` holds for all stages and `pretrain/CoAtNet.batch_norm = ...` for one.
 """
 
+import dataclasses
+import difflib
 import functools
 import re
 
@@ -24,7 +26,7 @@ from basic_tf.data import (
     subset,
 )
 from basic_tf.data import tokenizer as tokenizer_module
-from basic_tf.evaluation import encoder, evaluator, prompts
+from basic_tf.evaluation import datasets, encoder, evaluator, prompts
 from basic_tf.monitoring import panels
 from basic_tf.optimization import adafactorw, rules, schedules, weight_average
 from basic_tf.parallel import mesh
@@ -100,9 +102,31 @@ def parse(files: list[str], bindings: list[str]) -> None:
         if not tf.io.gfile.exists(path):
             raise GinError(f"there is no gin file {path}; gin/runs/ holds the whole recipes")
     try:
-        gin.parse_config_files_and_bindings(files, bindings, skip_unknown=False, finalize_config=True)
+        gin.parse_config_files_and_bindings(files, [], skip_unknown=False, finalize_config=False)
+        in_files = {scope for scope, _ in gin.config._CONFIG}
+        gin.parse_config(bindings, skip_unknown=False)
+        gin.finalize()
     except (ValueError, SyntaxError, OSError) as error:
         raise GinError(_one_line(error)) from error
+    _refuse_unread(in_files)
+
+
+def _refuse_unread(in_files: set[str]) -> None:
+    """Refuses bindings of the command line in a scope, or of a macro (gin keeps its name as a scope), that nobody refers to.
+
+    gin takes them without a word. What files bind stays: one file describes stages of which a run takes a part.
+    """
+    referred = {"/".join(reference.scopes) for reference in gin.config.iterate_references(gin.config._CONFIG)}
+    for scope, selector in gin.config._CONFIG:
+        if not scope or scope in in_files or any(f"{name}/".startswith(f"{scope}/") for name in referred):
+            continue
+        macro = selector == "gin.macro"
+        near = difflib.get_close_matches(scope, sorted((in_files | referred) - {""}), 1)
+        raise GinError(
+            f"--gin_param binds {f'the macro {scope}' if macro else f'{scope}/...'}, which nothing in the gin files or "
+            f"bindings refers to (as {f'%{scope}' if macro else f'@{scope}/...'})"
+            f"{f'; is {near[0]} meant?' if near else '; correct it or leave it out'}"
+        )
 
 
 def parse_text(text: str) -> None:
@@ -132,8 +156,44 @@ def recipe() -> stages.Recipe:
         made = gin.get_configurable(stages.Recipe)()
     except (ValueError, TypeError, RuntimeError) as error:
         raise GinError(_one_line(error)) from error
+    _check_kinds(made)
     made.check()
     return made
+
+
+def _check_kinds(made: stages.Recipe) -> None:
+    """What gin lets pass and dataclasses too: values of another kind than the fields'."""
+    if not isinstance(made.stages, (list, tuple)) or not all(
+        isinstance(s, stages.Stage) for s in made.stages
+    ):
+        raise GinError(
+            f"Recipe.stages must be a list of stages that are made, such as [@pretrain/Stage()]: with brackets around it, "
+            f"and with () after each; received {made.stages!r:.200}"
+        )
+    for stage in made.stages:
+        for field in dataclasses.fields(stages.Stage):
+            value, kinds = (
+                getattr(stage, field.name),
+                {int: int, float: (int, float), str: str}.get(field.type),
+            )
+            if kinds and (not isinstance(value, kinds) or isinstance(value, bool)):
+                raise GinError(
+                    f"{stage.name}/Stage.{field.name} is {value!r}; it must be of the kind {field.type.__name__}"
+                )
+        for name in ("fresh", "ignored"):
+            patterns = getattr(stage.warm_start, name, ())
+            if not isinstance(patterns, (list, tuple)):
+                raise GinError(
+                    f"{stage.name}: WarmStart.{name} is {patterns!r}, not a tuple; with one pattern it needs a comma: "
+                    f"({patterns!r},)"
+                )
+            for pattern in patterns:
+                try:
+                    re.compile(pattern)
+                except (re.error, TypeError) as error:
+                    raise GinError(
+                        f"{stage.name}: WarmStart.{name} holds {pattern!r}, which is no regular expression: {error}"
+                    ) from error
 
 
 def describes_recipe() -> bool:
@@ -183,6 +243,21 @@ class Evaluation:
 
     def __init__(self, data_dir: str | None = None, templates: str = "bare", tests: list[str] | None = None):
         self._data_dir, self.templates, self._tests = data_dir, templates, tests
+
+    def check(self) -> None:
+        """Opens the templates and every test, without a model. Raises GinError with what is missing."""
+        if self._data_dir is None:
+            return
+        try:
+            prompts.load_templates(self._templates)
+            if isinstance(self._tests, str):
+                raise ValueError(f"Evaluation.tests is {self._tests!r}; it must be a list of names")
+            names = datasets.test_names(self._data_dir) if self._tests is None else self._tests
+            for name in names:
+                datasets.open_test(self._data_dir, name)
+            datasets.open_retrieval(self._data_dir)
+        except (ValueError, TypeError, OSError, tf.errors.OpError) as error:
+            raise GinError(f"Evaluation cannot work: {_one_line(error)}") from error
 
     def of(self, run, report) -> evaluator.SuiteEvaluator | None:
         """The evaluator of a stage run (training.stage_run.StageRun); None for a stage that trains no dual encoder."""

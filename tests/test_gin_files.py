@@ -140,7 +140,9 @@ def test_image_towers_halve_their_maps_where_the_published_ones_do(size, billion
 
 def test_what_is_never_read_is_found(data):
     path = "gin/runs/demo.gin"
-    configurables.parse([path], ["basic_l/CoAtNet.dtype = 'float32'", "pretrain/WarmStart.stage = 'x'"])
+    configurables.parse([path], ["pretrain/WarmStart.stage = 'x'"])
+    with gin.unlock_config():
+        gin.bind_parameter("basic_l/CoAtNet.dtype", "float32")
     gin.get_configurable("basic_tf.Tokenizer")(model_file=f"{data}/tokenizer.model")
     left = unused()
     assert {("basic_l", "basic_tf.CoAtNet", "dtype"), ("pretrain", "basic_tf.WarmStart", "stage")} <= left
@@ -190,3 +192,48 @@ def test_no_recipe_is_said():
     configurables.parse([], ["Stage.batch_size = 8"])
     with pytest.raises(configurables.GinError, match=r"bind no Recipe\.stages"):
         configurables.recipe()
+
+
+@pytest.mark.parametrize(
+    "bindings,message",
+    [
+        (["prtrain/Schedule.peak = 1.0"], r"prtrain/\.\.\., which nothing .* is pretrain meant\?"),
+        (["TRIAN = 'x'"], "the macro TRIAN, .* is TRAIN meant"),
+        (["Recipe.stages = @pretrain/Stage()"], r"must be a list of stages .*\[@pretrain/Stage\(\)\]"),
+        (["Recipe.stages = [@pretrain/Stage]"], "must be a list of stages"),
+        (["Stage.summary_steps = '5'"], r"pretrain/Stage\.summary_steps is '5'; it must be of the kind int"),
+        (["contrastive/WarmStart.ignored = ('image_tower/head/.*')"], "not a tuple; .* needs a comma"),
+        (["contrastive/WarmStart.fresh = ('text_tower/(',)"], "'text_tower/\\(' .* no regular expression"),
+        (["finetune/Stage.nme = 'x'"], "nme"),
+    ],
+)
+def test_what_gin_would_let_pass_is_refused_in_one_line(bindings, message):
+    with pytest.raises(configurables.GinError, match=message) as raised:
+        configurables.parse(["tests/training/tiny.gin"], bindings)
+        configurables.recipe()
+    assert "\n" not in str(raised.value)
+
+
+def test_bindings_may_bring_scopes_and_macros_that_they_use():
+    bindings = ["finetune/RuleTable.rules = [@own/Rule(), @finetune/Rule()]", "own/Rule.pattern = %WHICH"]
+    configurables.parse(["tests/training/tiny.gin"], [*bindings, "WHICH = 'text_tower/.*'"])
+    assert configurables.recipe().stage("finetune").rules
+
+
+@pytest.mark.parametrize(
+    "bindings,message",
+    [
+        (
+            ["Evaluation.tests = ['in_distrbution']"],
+            "no test 'in_distrbution' in .*; there are: in_distribution",
+        ),
+        (["Evaluation.data_dir = 'gin'"], "gin holds no test"),
+        (["Evaluation.templates = 'nope'"], "templates 'nope'"),
+    ],
+)
+def test_what_the_evaluation_lacks_is_said_without_a_model(data, bindings, message):
+    configurables.parse(["tests/training/tiny.gin"], [f"EVAL = '{data}'", *bindings])
+    with pytest.raises(configurables.GinError, match=message):
+        configurables.Evaluation().check()
+    configurables.parse(["tests/training/tiny.gin"], [f"EVAL = '{data}'"])
+    configurables.Evaluation().check()
