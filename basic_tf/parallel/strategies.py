@@ -270,9 +270,17 @@ def create(name: str, tpu: str | None = None, logical_devices: int | None = None
         _keep_bfloat16_at_home(strategy)
         return StrategyRuntime(name, strategy, host, hosts)
     if name == "tpu":
-        resolver = tf.distribute.cluster_resolver.TPUClusterResolver(tpu=tpu or "")
-        if tpu != "local":
-            tf.config.experimental_connect_to_cluster(resolver)
-        tf.tpu.experimental.initialize_tpu_system(resolver)
-        return StrategyRuntime(name, tf.distribute.TPUStrategy(resolver))
+        try:
+            resolver = tf.distribute.cluster_resolver.TPUClusterResolver(tpu=tpu or "")
+            if tpu != "local":
+                tf.config.experimental_connect_to_cluster(resolver)
+            tf.tpu.experimental.initialize_tpu_system(resolver)
+            strategy = tf.distribute.TPUStrategy(resolver)
+        except (ValueError, RuntimeError, ImportError, OSError, tf.errors.OpError) as error:
+            words = " ".join(str(error).split())[:300]
+            raise runtime.DeviceError(
+                f"--runtime=tpu finds no TPU with --tpu={tpu or ''} ({type(error).__name__}: {words}); give its name or "
+                "address, or `local` on a TPU VM"
+            ) from error
+        return StrategyRuntime(name, strategy)
     raise runtime.DeviceError(f"--runtime={name} is not one of {', '.join(NAMES)}")

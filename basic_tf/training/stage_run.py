@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import os
+import re
 import zlib
 
 import numpy as np
@@ -10,7 +11,7 @@ import tensorflow as tf
 
 from basic_tf.optimization import rules, slot_accumulation
 from basic_tf.parallel import runtime as runtime_lib
-from basic_tf.parallel import weights
+from basic_tf.parallel import strategies, weights
 from basic_tf.training import checkpoints, finished, warm_start
 from basic_tf.training.stages import ConfigurationError, Stage
 
@@ -281,11 +282,31 @@ class StageRun:
 
 def built(stage: Stage, folder: str, runtime: runtime_lib.Runtime, options: Options) -> StageRun:
     """The stage, built. What a user's numbers or paths make impossible is a ConfigurationError of one line."""
+    with in_words(stage):
+        run = StageRun(stage, folder, runtime, options)
+        check_negatives(run.task, runtime)
+    return run
+
+
+def check_negatives(task, runtime: runtime_lib.Runtime) -> None:
+    """Raises ValueError for an option of the contrastive task that its step refuses on several devices."""
+    if getattr(task, "_separate", False) and runtime.collectives is not None:
+        raise ValueError(
+            f"Contrastive.negatives = 'microbatch' works on one device; this run has the runtime {runtime.name}. Use "
+            "--runtime=one_device, or negatives = 'batch'"
+        )
+
+
+@contextlib.contextmanager
+def in_words(stage: Stage):
+    """Inside, what a user's numbers or paths make impossible is a ConfigurationError of one line that names the stage."""
     try:
-        return StageRun(stage, folder, runtime, options)
+        yield
     except ConfigurationError:
         raise
-    except (ValueError, OSError, MemoryError) as error:
+    except (ValueError, TypeError, OSError, MemoryError, re.error, tf.errors.OpError) as error:
+        if strategies.is_lost_worker(error):  # no fault of the configuration: the workers are started again
+            raise
         # gin appends where it was ("In call to configurable ..."); the first lines say what is wrong.
         words = " ".join(str(error).split("\n  In call to configurable")[0].split())
-        raise ConfigurationError(f"stage {stage.name}: {words}") from error
+        raise ConfigurationError(f"stage {stage.name}: {words or type(error).__name__}") from error

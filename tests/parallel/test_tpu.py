@@ -39,6 +39,15 @@ def test_the_resolver_is_asked_connected_and_initialised_in_that_order(monkeypat
     assert not runtime.host_loop and (runtime.host, runtime.hosts) == (0, 1)
 
 
+def test_no_tpu_is_said_in_one_line(monkeypatch):
+    def resolver(tpu):
+        raise ValueError("Please provide\na TPU Name")
+
+    monkeypatch.setattr(tf.distribute.cluster_resolver, "TPUClusterResolver", resolver)
+    with pytest.raises(DeviceError, match=r"finds no TPU with --tpu= .*Please provide a TPU Name"):
+        strategies.create("tpu")
+
+
 class Regression(tasks.Task):
     """Least squares; the gradient also depends on the noise key, so that a wrong step would show."""
 
