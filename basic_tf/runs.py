@@ -1,5 +1,6 @@
 """The run folder: what it says about itself, and a trained model read back from it."""
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import json
@@ -14,7 +15,7 @@ import tensorflow as tf
 from basic_tf import configurables
 from basic_tf.data.images import ImageAugmentation
 from basic_tf.training import checkpoints, stage_run
-from basic_tf.training.stages import ConfigurationError
+from basic_tf.training.stages import ConfigurationError, Stage
 
 CONFIG = "config.gin"
 VERSIONS = "versions.json"
@@ -75,7 +76,8 @@ def describe(run_folder: str, config_text: str, options: stage_run.Options) -> N
     Raises ConfigurationError if the folder holds checkpoints of a run with another configuration; what concerns only
     Evaluation and stages without a checkpoint may change.
     """
-    tf.io.gfile.makedirs(run_folder)
+    with _writing(run_folder):
+        tf.io.gfile.makedirs(run_folder)
     path = os.path.join(run_folder, CONFIG)
     if tf.io.gfile.exists(path):
         changed = changes(_read(path), config_text, _trained_stages(run_folder))
@@ -95,6 +97,44 @@ def describe(run_folder: str, config_text: str, options: stage_run.Options) -> N
         "options": dataclasses.asdict(options),
     }
     _write(os.path.join(run_folder, VERSIONS), json.dumps(versions, indent=1))
+
+
+def check(stages: Sequence[Stage], run_folder: str, runtime, options: stage_run.Options) -> None:
+    """Tries what can be tried cheaply of all stages that are not finished, before the first of them trains.
+
+    Data, tokenizer, models and rules without weights, batches and microbatches, sources of warm starts. Raises
+    ConfigurationError with one line.
+    """
+    earlier = []
+    for stage in stages:
+        folder = os.path.join(run_folder, stage.name)
+        if not stage_run.is_finished(folder):
+            with stage_run.in_words(stage):
+                _check_stage(stage, runtime, options)
+            started = checkpoints.steps(stage_run.checkpoint_folder(folder))
+            source = stage.warm_start.stage if stage.warm_start else None
+            if source and not started and source not in earlier:
+                source = source if "/" in source else os.path.join(run_folder, source)
+                if not checkpoints.steps(stage_run.checkpoint_folder(source)):
+                    raise ConfigurationError(
+                        f"stage {stage.name} warm-starts from {source}, which holds no checkpoint; train that stage first"
+                    )
+        earlier.append(stage.name)
+
+
+def _check_stage(stage: Stage, runtime, options: stage_run.Options) -> None:
+    # Neither pictures that wait decoded nor an order by labels: both read all records.
+    batches = stage.batches(seed=0, batch_size=stage.batch_size, cache_decoded=False, order=None)
+    rows = runtime.rows_per_replica(stage.batch_size)
+    steps = options.train_steps or stage.train.to_steps(stage.batch_size, batches.source.count)
+    task = stage.task(batches.source.metadata)
+    task.check_rows(rows)
+    stage_run.check_negatives(task, runtime)
+    contrastive = configurables.is_contrastive(stage)
+    specs = (task.model if contrastive else task.model.image_tower).specs()
+    prefix = "" if contrastive else "image_tower/"
+    resolved = stage.rules.resolve([prefix + spec.path for spec in specs if spec.trainable])
+    stage.optimizer(stage.schedule(total_steps=max(1, steps)), rules=resolved, seed=0)
 
 
 def _keep_tokenizer(run_folder: str) -> None:
@@ -184,9 +224,19 @@ def _read(path: str, mode: str = "r"):
 def _write(path: str, content, mode: str = "w") -> None:
     """Whole or not at all: under a temporary name first."""
     partial = f"{path}.partial"
-    with tf.io.gfile.GFile(partial, mode) as file:
-        file.write(content)
-    tf.io.gfile.rename(partial, path, overwrite=True)
+    with _writing(path):
+        with tf.io.gfile.GFile(partial, mode) as file:
+            file.write(content)
+        tf.io.gfile.rename(partial, path, overwrite=True)
+
+
+@contextlib.contextmanager
+def _writing(path: str):
+    try:
+        yield
+    except (OSError, tf.errors.OpError) as error:
+        words = " ".join(str(error).split())
+        raise ConfigurationError(f"{path} cannot be written ({words}); use another --model_dir") from error
 
 
 def load(

@@ -5,8 +5,9 @@
 What happens, in this order:
 1. The gin files and bindings are read and checked; anything unknown or impossible is one line, before anything heavy.
 2. The runtime is made: devices, threads, replicas.
-3. Each stage of the recipe in turn: finished stages are passed over, an interrupted one resumes, others warm-start.
-4. With --mode=eval or continuous_eval, the checkpoints of one stage (--stage, or the last) are evaluated instead.
+3. What can be tried cheaply is tried for all stages: data, tokenizer, models, batches, sources of warm starts, tests.
+4. Each stage of the recipe in turn: finished stages are passed over, an interrupted one resumes, others warm-start.
+5. With --mode=eval or continuous_eval, the checkpoints of one stage (--stage, or the last) are evaluated instead.
 
 Exit codes: 0 finished; 1 the run cannot work as configured, or failed; 75 stopped by SIGTERM or SIGINT after saving, or
 because another worker is gone (the same command goes on).
@@ -55,9 +56,9 @@ _TRAIN_STEPS = flags.DEFINE_integer(
 _STEPS_PER_LOOP = flags.DEFINE_integer(
     "steps_per_loop", 1, "Steps between visits to the host (TPU: a few hundred).", 1
 )
-_SEED = flags.DEFINE_integer("seed", 0, "Everything random follows from it.", 0)
+_SEED = flags.DEFINE_integer("seed", 0, "Everything random follows from it.", 0, 2**31 - 1)
 _THREADS = flags.DEFINE_integer(
-    "threads", None, "CPU threads for TensorFlow (default: the cores of this process)."
+    "threads", None, "CPU threads for TensorFlow (default: the cores of this process).", 1
 )
 _PROFILE_STEPS = flags.DEFINE_string(
     "profile_steps", None, "`FIRST,LAST`: writes a trace of these steps for TensorBoard."
@@ -67,6 +68,14 @@ _EVAL_TIMEOUT = flags.DEFINE_float(
 )
 
 flags.mark_flags_as_required(["model_dir", "gin_file"])
+
+# Which runtimes read a flag: given for another, it would do nothing, and the run would not be the one that was meant.
+_READERS = (
+    (_TPU, ("tpu",)),
+    (_LOGICAL_DEVICES, ("mirrored", "dtensor")),
+    (_MESH, ("dtensor",)),
+    (_SHARD_OVER, ("dtensor",)),
+)
 
 
 def main(argv: list[str]) -> None:
@@ -78,12 +87,24 @@ def main(argv: list[str]) -> None:
         logging.set_verbosity(logging.WARNING)
     # Imports below cost seconds; flags are checked before.
     from basic_tf import configurables, runs
+    from basic_tf.monitoring import profile
     from basic_tf.parallel import runtime as runtime_lib
     from basic_tf.parallel import strategies
     from basic_tf.training import checkpoints, loop, preemption, stage_run, stages
 
     runtime, code = None, 0
     try:
+        for flag, readers in _READERS:
+            if flag.value is not None and _RUNTIME.value not in readers:
+                raise runtime_lib.DeviceError(
+                    f"--{flag.name}={flag.value} has no meaning for --runtime={_RUNTIME.value}; use --runtime="
+                    f"{' or '.join(readers)}, or leave it out"
+                )
+        if _PROFILE_STEPS.value:
+            try:
+                profile.parse_steps(_PROFILE_STEPS.value)
+            except ValueError as error:
+                raise stages.ConfigurationError(str(error)) from error
         configurables.parse(_GIN_FILE.value, _GIN_PARAM.value)
         recipe = configurables.recipe()
         recipe.check()
@@ -105,6 +126,12 @@ def main(argv: list[str]) -> None:
         options = stage_run.Options(
             _SEED.value, _STEPS_PER_LOOP.value, _TRAIN_STEPS.value, _PROFILE_STEPS.value
         )
+        if _MODE.value in ("train", "train_and_eval"):
+            # Every host: what one of them cannot work with, the others would wait for.
+            runs.check(chosen, _MODEL_DIR.value, runtime, options)
+            left = [s for s in chosen if not stage_run.is_finished(os.path.join(_MODEL_DIR.value, s.name))]
+            if _MODE.value == "train_and_eval" and any(map(configurables.is_contrastive, left)):
+                configurables.Evaluation().check()
         if _MODE.value in ("train", "train_and_eval") and runtime.host == 0:
             runs.describe(_MODEL_DIR.value, configurables.config_text(), options)
 

@@ -2,9 +2,12 @@
 
 import pytest
 
+import gin
 from basic_tf import configurables, runs
+from basic_tf.parallel import strategies
 from basic_tf.training import checkpoints, stage_run
 from basic_tf.training.stages import ConfigurationError
+from tests import tiny_data
 
 
 @pytest.fixture
@@ -86,3 +89,66 @@ def test_what_a_trained_stage_has_read_may_not_change(tokenizers, trained, first
     with pytest.raises(ConfigurationError, match=message) as raised:
         start(folder, tokenizer, then)
     assert "\n" not in str(raised.value) and (folder / "config.gin").read_text() == before
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return tiny_data.make(str(tmp_path_factory.mktemp("data")))
+
+
+def check(data, folder, *bindings, stages=None, collectives=None):
+    configurables.parse(
+        ["tests/training/tiny.gin"],
+        [f"TRAIN = '{data}/train.json'", f"MODEL = '{data}/tokenizer.model'", *bindings],
+    )
+    recipe = configurables.recipe()
+    runtime = strategies.create("one_device")
+    runtime.collectives = collectives
+    chosen = [recipe.stage(name) for name in stages] if stages else recipe.stages
+    runs.check(chosen, str(folder), runtime, stage_run.Options())
+
+
+@pytest.mark.parametrize(
+    "binding,message",
+    [
+        ("finetune/Contrastive.microbatch = 7", "stage finetune: .*microbatch = 7 does not divide the 16 rows"),
+        ("finetune/Stage.batch_size = 4096", "stage finetune: batch_size=4096 is larger than the dataset"),
+        ("finetune/Records.path = 'nowhere.json'", "stage finetune: .*nowhere.json"),
+        ("finetune/Tokenizer.model_file = 'nowhere.model'", "no tokenizer model at nowhere.model"),
+        ("finetune/Rule.pattern = 'image_towr/.*'", "stage finetune: .*image_towr"),
+        ("finetune/WarmStart.stage = './nowhere'", "stage finetune warm-starts from ./nowhere, which holds no checkpoint"),
+        ("finetune/Schedule.shape = 'round'", "stage finetune: .*round"),
+    ],
+)  # fmt: skip
+def test_a_fault_of_the_last_stage_is_found_before_the_first_step(data, tmp_path, binding, message):
+    with pytest.raises(ConfigurationError, match=message) as raised:
+        check(data, tmp_path, binding)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_recipe_that_works_passes_and_finished_stages_are_not_asked(data, tmp_path):
+    check(data, tmp_path)
+    with pytest.raises(ConfigurationError, match="contrastive, which holds no checkpoint"):
+        check(data, tmp_path, stages=["finetune"])
+    (tmp_path / "finetune").mkdir()
+    stage_run.mark_finished(str(tmp_path / "finetune"), 6)
+    check(data, tmp_path, "finetune/Contrastive.microbatch = 7")
+
+
+def test_separate_losses_on_several_devices_are_refused_before_the_step(data, tmp_path):
+    separate = ("finetune/Contrastive.negatives = 'microbatch'", "finetune/Contrastive.microbatch = 8")
+    check(data, tmp_path, *separate)
+    with pytest.raises(ConfigurationError, match="works on one device; this run has the runtime one_device"):
+        check(data, tmp_path, *separate, collectives=object())
+
+
+def test_a_schedule_without_its_peak_is_one_line():
+    configurables.parse([], [])
+    stage = type("Named", (), {"name": "x"})
+    with pytest.raises(ConfigurationError, match=r"stage x: .*peak"), stage_run.in_words(stage):
+        gin.get_configurable("basic_tf.Schedule")(total_steps=1)
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(tokenizers):
+    with pytest.raises(ConfigurationError, match=r"cannot be written .*use another --model_dir"):
+        start(tokenizers / "one.model" / "run", tokenizers / "one.model")

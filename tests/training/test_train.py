@@ -195,6 +195,9 @@ def test_a_stage_starts_from_another_run_at_a_larger_picture_size(data, whole_ru
         ([], ["Classification.microbatch = 5"], "microbatch = 5 does not divide the 16 rows of a replica"),
         ([], ["TRAIN = 'nowhere/train.json'"], "nowhere/train.json"),
         ([], ["all/Rule.pattern = 'image_towr/.*'"], "image_towr"),
+        (["--profile_steps=abc"], (), "--profile_steps names a first step"),
+        (["--mesh=2x1"], (), "--mesh=2x1 has no meaning for --runtime=one_device; use --runtime=dtensor"),
+        (["--tpu=local"], (), "--tpu=local has no meaning for --runtime=one_device; use --runtime=tpu"),
         (["--stage=middle"], (), "--stage=middle is not one of pretrain, contrastive, finetune"),
     ],
 )
@@ -204,6 +207,12 @@ def test_what_cannot_work_is_one_line(data, tmp_path, flags, params, message):
     lines = [line for line in done.stderr.splitlines() if line.strip()]
     assert message in lines[-1] and lines[-1].startswith("train: ")
     assert not any("Traceback" in line for line in lines)
+
+
+@pytest.mark.parametrize("flag", ["--threads=-1", "--seed=4294967296"])
+def test_flags_out_of_range_are_refused(data, tmp_path, flag):
+    done = run(data, str(tmp_path), flag)
+    assert done.returncode == 1 and flag in done.stderr and "Traceback" not in done.stderr
 
 
 def test_microbatches_and_rematerialisation_change_memory_alone(data, whole_run, tmp_path):
