@@ -249,7 +249,7 @@ class Evaluation:
         if self._data_dir is None:
             return
         try:
-            prompts.load_templates(self._templates)
+            prompts.load_templates(self.templates)
             if isinstance(self._tests, str):
                 raise ValueError(f"Evaluation.tests is {self._tests!r}; it must be a list of names")
             names = datasets.test_names(self._data_dir) if self._tests is None else self._tests
