@@ -203,7 +203,7 @@ def test_no_recipe_is_said():
         (["Recipe.stages = [@pretrain/Stage]"], "must be a list of stages"),
         (["Stage.summary_steps = '5'"], r"pretrain/Stage\.summary_steps is '5'; it must be of the kind int"),
         (["contrastive/WarmStart.ignored = ('image_tower/head/.*')"], "not a tuple; .* needs a comma"),
-        (["contrastive/WarmStart.fresh = ('text_tower/(',)"], "'text_tower/\\(' .* no regular expression"),
+        (["contrastive/WarmStart.fresh = ('text_tower/(',)"], "'text_tower/\\(',.* no regular expression"),
         (["finetune/Stage.nme = 'x'"], "nme"),
     ],
 )

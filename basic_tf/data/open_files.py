@@ -9,6 +9,9 @@ import os
 import threading
 import weakref
 from collections import OrderedDict
+from collections.abc import Callable
+
+import tensorflow as tf
 
 try:
     import resource
@@ -60,7 +63,7 @@ class OpenFiles:
             if key in self._kept:
                 self._kept.move_to_end(key)
                 return self._kept[key]
-        descriptor = self._open(path)
+        descriptor = self.with_room(lambda: _Descriptor(path))
         with self._lock:
             if self._most is None:
                 self._most = _share_of_limit()
@@ -73,12 +76,13 @@ class OpenFiles:
         with self._lock:
             self._kept.pop(key, None)
 
-    def _open(self, path: str) -> _Descriptor:
+    def with_room(self, opens: Callable):
+        """What `opens`, a function that opens a file, returns; files are given up where the process may have no more."""
         while True:
             try:
-                return _Descriptor(path)
-            except OSError as error:
-                if error.errno != errno.EMFILE or not self._kept:
+                return opens()
+            except (OSError, tf.errors.ResourceExhaustedError) as error:
+                if getattr(error, "errno", errno.EMFILE) != errno.EMFILE or not self._kept:
                     raise
             # Others hold more than their half of the descriptors: keep half as many from now on.
             with self._lock:
@@ -92,6 +96,11 @@ class OpenFiles:
 
 
 _files = OpenFiles()  # one for the process, as its limit is
+
+
+def with_room(opens: Callable):
+    """What `opens`, a function that opens another file for a moment, returns: it may cost some of those that are kept."""
+    return _files.with_room(opens)
 
 
 class LocalFile:

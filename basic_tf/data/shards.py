@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from basic_tf.data.open_files import LocalFile
+from basic_tf.data.open_files import LocalFile, with_room
 
 INDEX_SUFFIX = ".index"
 
@@ -90,9 +90,13 @@ def is_local(path: str) -> bool:
 
 def read_range(path: str, offset: int, length: int) -> bytes:
     """Bytes [offset, offset + length) of a file of any file system; fewer at its end."""
-    with tf.io.gfile.GFile(path, "rb") as file:
-        file.seek(offset)
-        return file.read(length)
+
+    def read() -> bytes:
+        with tf.io.gfile.GFile(path, "rb") as file:
+            file.seek(offset)
+            return file.read(length)
+
+    return with_room(read)
 
 
 def frame_edges(pairs: np.ndarray, size: int) -> np.ndarray:

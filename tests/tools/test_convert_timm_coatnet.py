@@ -377,7 +377,7 @@ def test_bindings_build_the_tower():
 
     rows = coatnet_checkpoint.bindings(source, 64, "timm", "out")
     assert rows[-1] == "contrastive/WarmStart.stage = './out'"
-    configurables.parse([], rows)
+    configurables.parse(["gin/runs/basic_s.gin"], rows)
     import gin
 
     made = gin.get_configurable("basic_tf.CoAtNet")()

@@ -63,7 +63,11 @@ def test_the_trainer_applies_gradients_by_block():
 def test_several_replicas_are_refused():
     task, optimizer = task_and_optimizer()
     several = types.SimpleNamespace(
-        replicas=2, name="mirrored", collectives=object(), step_function=lambda function: function
+        replicas=2,
+        name="mirrored",
+        host_loop=True,
+        collectives=object(),
+        step_function=lambda function: function,
     )
     with pytest.raises(runtime_lib.DeviceError, match="mirrored has 2 replicas"):
         trainer_for(task, optimizer, several)

@@ -5,7 +5,7 @@ import pytest
 import gin
 from basic_tf import configurables, runs
 from basic_tf.parallel import strategies
-from basic_tf.training import checkpoints, stage_run
+from basic_tf.training import checkpoints, finished, stage_run
 from basic_tf.training.stages import ConfigurationError
 from tests import tiny_data
 
@@ -131,7 +131,7 @@ def test_a_recipe_that_works_passes_and_finished_stages_are_not_asked(data, tmp_
     with pytest.raises(ConfigurationError, match="contrastive, which holds no checkpoint"):
         check(data, tmp_path, stages=["finetune"])
     (tmp_path / "finetune").mkdir()
-    stage_run.mark_finished(str(tmp_path / "finetune"), 6)
+    finished.write(str(tmp_path / "finetune"), finished.Finished(6, 6, 6, 0))
     check(data, tmp_path, "finetune/Contrastive.microbatch = 7")
 
 
