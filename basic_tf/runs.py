@@ -99,16 +99,17 @@ def describe(run_folder: str, config_text: str, options: stage_run.Options) -> N
     _write(os.path.join(run_folder, VERSIONS), json.dumps(versions, indent=1))
 
 
-def check(stages: Sequence[Stage], run_folder: str, runtime, options: stage_run.Options) -> None:
-    """Tries what can be tried cheaply of all stages that are not finished, before the first of them trains.
+def check(stages: Sequence[Stage], run_folder: str, runtime, options: stage_run.Options) -> list[Stage]:
+    """Tries what can be tried cheaply of all stages that are not finished, before the first of them trains; gives those.
 
     Data, tokenizer, models and rules without weights, batches and microbatches, sources of warm starts. Raises
     ConfigurationError with one line.
     """
-    earlier = []
+    earlier, left = [], []
     for stage in stages:
         folder = os.path.join(run_folder, stage.name)
         if not stage_run.is_finished(folder):
+            left.append(stage)
             with stage_run.in_words(stage):
                 _check_stage(stage, runtime, options)
             started = checkpoints.steps(stage_run.checkpoint_folder(folder))
@@ -120,6 +121,7 @@ def check(stages: Sequence[Stage], run_folder: str, runtime, options: stage_run.
                         f"stage {stage.name} warm-starts from {source}, which holds no checkpoint; train that stage first"
                     )
         earlier.append(stage.name)
+    return left
 
 
 def _check_stage(stage: Stage, runtime, options: stage_run.Options) -> None:
@@ -129,7 +131,7 @@ def _check_stage(stage: Stage, runtime, options: stage_run.Options) -> None:
     steps = options.train_steps or stage.train.to_steps(stage.batch_size, batches.source.count)
     task = stage.task(batches.source.metadata)
     task.check_rows(rows)
-    stage_run.check_negatives(task, runtime)
+    task.check_devices(runtime)
     contrastive = configurables.is_contrastive(stage)
     specs = (task.model if contrastive else task.model.image_tower).specs()
     prefix = "" if contrastive else "image_tower/"

@@ -128,8 +128,7 @@ def main(argv: list[str]) -> None:
         )
         if _MODE.value in ("train", "train_and_eval"):
             # Every host: what one of them cannot work with, the others would wait for.
-            runs.check(chosen, _MODEL_DIR.value, runtime, options)
-            left = [s for s in chosen if not stage_run.is_finished(os.path.join(_MODEL_DIR.value, s.name))]
+            left = runs.check(chosen, _MODEL_DIR.value, runtime, options)
             if _MODE.value == "train_and_eval" and any(map(configurables.is_contrastive, left)):
                 configurables.Evaluation().check()
         if _MODE.value in ("train", "train_and_eval") and runtime.host == 0:

@@ -266,7 +266,7 @@ def contrastive_gradients(
     upstream = dict(zip(sides, (value.image_embeddings, value.text_embeddings)))
 
     # Pass 2.
-    reached = {paths.index(TEMPERATURE)} if TEMPERATURE in paths else set()
+    reached: set[int] = set()
 
     def add(sums, side: Side, tape: tf.GradientTape, target, output_gradient):
         sums = list(sums)

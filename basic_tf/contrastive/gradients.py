@@ -223,7 +223,7 @@ def contrastive_gradients(
     if accumulator is not None:
         _check(accumulator, cut, paths, variables, reuse_last and not one)
     looping = {k for side in sides if side.twice and not one for k in side.trained}
-    reached = {paths.index(TEMPERATURE)} if TEMPERATURE in paths else set()
+    reached = set()
     state = sink.start([cut.count if k in looping else 1 for k in range(len(variables))])
 
     def pull(side: Side, tape: tf.GradientTape, target, output_gradient) -> list:

@@ -73,8 +73,13 @@ def tensor_of(variable):
 
 
 def check_reached(reached: set[int], paths: list[str], variables: list) -> None:
-    """Raises ValueError for variables whose gradient is none: weight decay alone would move them, in silence."""
-    missing = [paths[k] or variables[k].name for k in range(len(variables)) if k not in reached]
+    """Raises ValueError for variables whose gradient is none: weight decay alone would move them, in silence.
+
+    reached: those that a tape found a gradient for; the temperature's comes from the loss.
+    """
+    missing = [
+        path or variables[k].name for k, path in enumerate(paths) if k not in reached and path != TEMPERATURE
+    ]
     if missing:
         raise ValueError(
             f"the contrastive loss does not depend on {', '.join(missing[:5])} ({len(missing)} in all); freeze it by a "

@@ -20,7 +20,7 @@ from basic_tf.data.labels import check_labels, class_count, multi_hot
 from basic_tf.data.mixture import MixedSource, MixtureOrder
 from basic_tf.data.order import ExampleOrder
 from basic_tf.data.picture_headers import header
-from basic_tf.data.python_calls import aligned_empty, cores, mapped
+from basic_tf.data.python_calls import aligned_empty, mapped
 from basic_tf.data.tokenizer import Tokenizer
 from basic_tf.data.usable_records import (
     READ_AT_ONCE,
@@ -33,6 +33,7 @@ from basic_tf.data.usable_records import (
     readable,
     texts_of,
 )
+from basic_tf.machine import cores
 from basic_tf.randomness import step_key_numpy
 
 

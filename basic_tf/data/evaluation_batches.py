@@ -10,9 +10,10 @@ import tensorflow as tf
 from basic_tf.data.examples import parse_example
 from basic_tf.data.images import ImageAugmentation
 from basic_tf.data.labels import check_labels, multi_hot
-from basic_tf.data.python_calls import cores, mapped
+from basic_tf.data.python_calls import mapped
 from basic_tf.data.tokenizer import Tokenizer
 from basic_tf.data.usable_records import Damage, Texts, in_tasks, readable
+from basic_tf.machine import cores
 from basic_tf.randomness import step_key_numpy
 
 

@@ -14,8 +14,6 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import tensorflow as tf
 
-from basic_tf.machine import cores as cores  # how many to run at once: offered with `mapped`
-
 _QUIET_SECONDS = 0.05
 _ALIGNMENT = 64  # bytes, that of TensorFlow's own tensors
 _LONGEST_SECONDS = 10.0

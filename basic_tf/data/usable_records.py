@@ -12,8 +12,8 @@ from absl import logging
 from basic_tf.data.decoding import decode_together, framed
 from basic_tf.data.mixture import MixedSource
 from basic_tf.data.picture_headers import PictureError
-from basic_tf.data.python_calls import cores
 from basic_tf.data.records import MINIMUM_BUDGET, DamagedDataError
+from basic_tf.machine import cores
 
 _LOGGED_PER_CAUSE = 5
 READ_AT_ONCE = 512

@@ -51,13 +51,18 @@ class StrategyRuntime(runtime.Runtime):
         self.strategy = strategy
         self.replicas = strategy.num_replicas_in_sync
         self.host, self.hosts = host, hosts
-        if self.replicas % hosts:
-            raise runtime.DeviceError(
-                f"{self.replicas} replicas cannot be shared evenly by {hosts} hosts; every host needs as many devices"
-            )
+        self._replicas_of_a_host(hosts)
         self.collectives = ReplicaCollectives(self.replicas) if self.replicas > 1 else None
         self.host_loop = name != "tpu"
         self._sum_of_flags = None
+
+    def _replicas_of_a_host(self, hosts: int) -> int:
+        if self.replicas % hosts:
+            raise runtime.DeviceError(
+                f"{self.replicas} replicas cannot be shared evenly by {hosts} hosts ({self.name}); every host needs as many "
+                "devices"
+            )
+        return self.replicas // hosts
 
     def scope(self) -> contextlib.AbstractContextManager:
         """The strategy's scope."""
@@ -71,12 +76,7 @@ class StrategyRuntime(runtime.Runtime):
         def with_static_rows(context):
             # A worker of several makes one pipeline, its own; the one process of a TPU slice makes one for each host of it.
             pipelines = context.num_input_pipelines
-            if self.replicas % pipelines:
-                raise runtime.DeviceError(
-                    f"{self.replicas} replicas cannot be shared evenly by {pipelines} hosts ({self.name}); every host needs "
-                    "as many devices"
-                )
-            local = self.replicas // pipelines
+            local = self._replicas_of_a_host(pipelines)
 
             def parts(rows: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
                 # [local * b, ...] -> local elements of [b, ...]: consecutive elements go to consecutive replicas.

@@ -20,6 +20,7 @@ import tensorflow as tf
 from PIL import Image, UnidentifiedImageError
 
 from basic_tf.data.pillow_pictures import upright_on_white
+from basic_tf.data.shards import is_local
 
 PICTURE_ENDINGS = frozenset(
     [
@@ -95,21 +96,17 @@ def find_files(paths: Sequence[str], recursive: bool = False) -> Listing:
     return listing
 
 
-def _is_local(path: str) -> bool:
-    return "://" not in path
-
-
 def _is_folder(path: str) -> bool:
-    return os.path.isdir(path) if _is_local(path) else tf.io.gfile.isdir(path)
+    return os.path.isdir(path) if is_local(path) else tf.io.gfile.isdir(path)
 
 
 def _walk(folder: str, recursive: bool, listing: Listing, walked: set[str]) -> None:
-    real = os.path.realpath(folder) if _is_local(folder) else folder
+    real = os.path.realpath(folder) if is_local(folder) else folder
     if real in walked:
         return
     walked.add(real)
     try:
-        names = os.listdir(folder) if _is_local(folder) else tf.io.gfile.listdir(folder)
+        names = os.listdir(folder) if is_local(folder) else tf.io.gfile.listdir(folder)
     except OSError as error:
         listing.problems.append(Unreadable(folder, f"folder cannot be listed: {error.strerror}"))
         return
@@ -147,7 +144,7 @@ def read_pictures(
 
 def _read(path: str) -> bytes:
     try:
-        if _is_local(path):
+        if is_local(path):
             status = os.stat(path)
             if not stat.S_ISREG(status.st_mode):  # a pipe or a device would wait for ever
                 raise _NotReadableError(
@@ -160,7 +157,7 @@ def _read(path: str) -> bytes:
             raise _NotReadableError("is empty (0 bytes)")
         if size > MAX_MEGABYTES * 1e6:
             raise _NotReadableError(f"has {size / 1e6:.0f} MB; the limit is {MAX_MEGABYTES} MB")
-        with open(path, "rb") if _is_local(path) else tf.io.gfile.GFile(path, "rb") as file:
+        with open(path, "rb") if is_local(path) else tf.io.gfile.GFile(path, "rb") as file:
             return file.read()
     except (tf.errors.NotFoundError, FileNotFoundError) as error:
         raise _NotReadableError("does not exist") from error

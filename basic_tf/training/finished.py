@@ -66,6 +66,15 @@ def remove(stage_folder: str) -> None:
         tf.io.gfile.remove(path)
 
 
+def check_seed(what: str, seed: int, options) -> None:
+    """ConfigurationError if what is in this run's folder was trained with another seed. options: stage_run.Options."""
+    if seed != options.seed:
+        raise ConfigurationError(
+            f"{what} was trained with --seed={seed}, this run has --seed={options.seed}; use the same seed or another "
+            "--model_dir"
+        )
+
+
 def check_source(stage, run_folder: str, checkpoint: checkpoints.Checkpoint, options) -> dict:
     """What checkpoints of `stage` keep of the checkpoint that it starts from.
 

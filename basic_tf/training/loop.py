@@ -81,11 +81,8 @@ def _has_ended(stage: Stage, folder: str, options: Options) -> bool:
     mark = finished.read(folder)
     if mark is None:
         return False
-    if mark.seed not in (None, options.seed):
-        raise ConfigurationError(
-            f"{folder} was trained with --seed={mark.seed}, this run has --seed={options.seed}; use the same seed or "
-            "another --model_dir"
-        )
+    if mark.seed is not None:
+        finished.check_seed(folder, mark.seed, options)
     if mark.ends(options.train_steps):
         print(f"stage {stage.name}: finished at step {mark.step:,}", flush=True)
         return True

@@ -225,11 +225,7 @@ class StageRun:
         )
         if checkpoint is None:
             return None
-        if checkpoint.metadata["seed"] != self.options.seed:
-            raise ConfigurationError(
-                f"{checkpoint.path} was trained with --seed={checkpoint.metadata['seed']}, this run has "
-                f"--seed={self.options.seed}; use the same seed or another --model_dir"
-            )
+        finished.check_seed(checkpoint.path, checkpoint.metadata["seed"], self.options)
         if training:
             self._check_length(checkpoint)
             self.started_from = checkpoint.metadata.get("started_from")
@@ -284,17 +280,8 @@ def built(stage: Stage, folder: str, runtime: runtime_lib.Runtime, options: Opti
     """The stage, built. What a user's numbers or paths make impossible is a ConfigurationError of one line."""
     with in_words(stage):
         run = StageRun(stage, folder, runtime, options)
-        check_negatives(run.task, runtime)
+        run.task.check_devices(runtime)
     return run
-
-
-def check_negatives(task, runtime: runtime_lib.Runtime) -> None:
-    """Raises ValueError for an option of the contrastive task that its step refuses on several devices."""
-    if getattr(task, "_separate", False) and runtime.collectives is not None:
-        raise ValueError(
-            f"Contrastive.negatives = 'microbatch' works on one device; this run has the runtime {runtime.name}. Use "
-            "--runtime=one_device, or negatives = 'batch'"
-        )
 
 
 @contextlib.contextmanager

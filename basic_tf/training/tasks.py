@@ -75,6 +75,9 @@ class Task(abc.ABC):
                 f"use one of {', '.join(map(str, divisors))}"
             )
 
+    def check_devices(self, runtime) -> None:  # noqa: B027 (most tasks work on all)
+        """Raises ValueError for an option that the step refuses on this parallel.runtime.Runtime. Nothing by default."""
+
     def constrain(self) -> None:  # noqa: B027 (most tasks have no bounds)
         """Puts variables back into their bounds; the update half calls it after the optimizer. Nothing by default."""
 
@@ -275,6 +278,14 @@ class Contrastive(Task):
             "label_smoothing": label_smoothing,
             "max_inverse_temperature": max_inverse_temperature,
         }
+
+    def check_devices(self, runtime) -> None:
+        """A loss over each microbatch by itself is for one device."""
+        if self._separate and runtime.collectives is not None:
+            raise ValueError(
+                f"Contrastive.negatives = 'microbatch' works on one device; this run has the runtime {runtime.name}. Use "
+                "--runtime=one_device, or negatives = 'batch'"
+            )
 
     def step(self, batch, noise_key, variables, collectives, accumulator=None) -> StepResult:
         """Gradients of the mean contrastive loss over the global batch; with an accumulator, its state instead."""

@@ -348,16 +348,18 @@ def test_published_rows():
     assert lines[2].startswith("| **this run** | 25.0 | 50.0 | 37.5 |") and "| 55.7 | 63.0 † |" in lines[3]
 
 
+ENTRY = {
+    "top1": 0.5,
+    "standard_error": 0.1,
+    "top5": 0.9,
+    "mean_per_class": 0.5,
+    "examples": 4,
+    "classes": 9,
+}
+
+
 def test_templates_are_those_of_each_test():
-    entry = {
-        "top1": 0.5,
-        "standard_error": 0.1,
-        "top5": 0.9,
-        "mean_per_class": 0.5,
-        "examples": 4,
-        "classes": 9,
-    }
-    content = {"zero_shot": {"dtd": entry, "pets": entry, "mine": entry}, "summary": {}, "retrieval": {}}
+    content = {"zero_shot": {"dtd": ENTRY, "pets": ENTRY, "mine": ENTRY}, "summary": {}, "retrieval": {}}
     content["provenance"] = {
         "step": 3,
         "templates": ["a drawing of a {}"],
@@ -373,16 +375,8 @@ def test_templates_are_those_of_each_test():
 
 
 def test_published_figures_of_other_prompts_are_marked():
-    entry = {
-        "top1": 0.5,
-        "standard_error": 0.1,
-        "top5": 0.9,
-        "mean_per_class": 0.5,
-        "examples": 4,
-        "classes": 9,
-    }
     content = {
-        "zero_shot": dict.fromkeys(("dtd", "ucf101"), entry),
+        "zero_shot": dict.fromkeys(("dtd", "ucf101"), ENTRY),
         "summary": {},
         "retrieval": {},
         "provenance": {},
