@@ -1,3 +1,5 @@
+"""Cores are counted with and without an affinity."""
+
 import os
 
 from basic_tf.machine import cores
