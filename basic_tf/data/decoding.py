@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from basic_tf.data import pillow_pictures
-from basic_tf.data.orientation import stored_box, turned
+from basic_tf.data.orientation import AS_STORED, stored_box, turned
 from basic_tf.data.picture_headers import Header, PictureError, checked_header, first_line
 
 cv2.setNumThreads(
@@ -33,6 +33,22 @@ def decode(encoded: bytes, max_pixels: int = 1 << 26) -> np.ndarray:
     are refused before any memory is taken for them.
     """
     return decode_window(encoded, Window(checked_header(encoded, max_pixels)))
+
+
+def plain_bytes(encoded: bytes, max_pixels: int = 1 << 26) -> bytes:
+    """The same bytes where TensorFlow's decoders read them as they are meant, else a PNG of what `decode` makes of them.
+
+    For graphs, which hold none of this module: the evaluation's and the exported one. What cannot be decoded is given back:
+    the graph says what is wrong.
+    """
+    try:
+        found = checked_header(encoded, max_pixels)
+        if not found.by_pillow and found.orientation == AS_STORED:
+            return encoded
+        picture = decode_window(encoded, Window(found))
+    except PictureError:
+        return encoded
+    return cv2.imencode(".png", picture[..., ::-1], [cv2.IMWRITE_PNG_COMPRESSION, 1])[1].tobytes()
 
 
 def decode_together(encoded: Sequence[bytes], max_pixels: int) -> list[np.ndarray | PictureError]:

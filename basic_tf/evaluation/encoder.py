@@ -10,6 +10,7 @@ from typing import Protocol
 import numpy as np
 import tensorflow as tf
 
+from basic_tf.data.decoding import plain_bytes
 from basic_tf.data.images import ImageAugmentation
 from basic_tf.serving import saved_model as saved_models
 from basic_tf.serving.module import ServingModule
@@ -33,8 +34,8 @@ class Encoder(Protocol):
     temperature: float
 
     def encode_image_bytes(self, images: Sequence[bytes]) -> np.ndarray:
-        """float32 [N, E] unit rows from encoded pictures (JPEG, PNG, GIF, BMP). ValueError names an
-        undecodable one (`UndecodableError`).
+        """float32 [N, E] unit rows from encoded pictures (JPEG, PNG, GIF, BMP, WebP), seen as training sees them.
+        ValueError names an undecodable one (`UndecodableError`).
         """
 
     def encode_images(self, images: np.ndarray) -> np.ndarray:
@@ -62,7 +63,8 @@ class _BatchedEncoder:
         images = list(images)
         result = np.empty((len(images), self.embedding_dim), np.float32)
         for start in range(0, len(images), self.batch_size):
-            batch = images[start : start + self.batch_size]
+            # The graph alone would leave photographs on their side, which training turns.
+            batch = [plain_bytes(image) for image in images[start : start + self.batch_size]]
             # The padding repeats a picture of the batch: it decodes if the batch does.
             padded = batch + [batch[0]] * (self.batch_size - len(batch))
             try:

@@ -4,7 +4,8 @@ choices.
 A SavedModel cannot hold Python, so what `ImageAugmentation.evaluation()` does to a file (decode, composite on
 white, cut the central window, resize) is written here once more in TensorFlow operations. Tests hold the two
 together: the same window of the same pixels, resized to within one level of 255 (the training code resizes in
-fixed point). Everything that evaluates goes through here, so what is measured is what is served.
+fixed point). Everything that evaluates goes through here, so what is measured is what is served; pictures that
+TensorFlow reads otherwise than they are meant are sent as `data.decoding.plain_bytes`.
 """
 
 import tensorflow as tf

@@ -5,10 +5,19 @@ import struct
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from PIL import Image
 
 from basic_tf.data import orientation
-from basic_tf.data.decoding import Window, decode, decode_together, decode_window, decode_windows, framed
+from basic_tf.data.decoding import (
+    Window,
+    decode,
+    decode_together,
+    decode_window,
+    decode_windows,
+    framed,
+    plain_bytes,
+)
 from basic_tf.data.images import ImageAugmentation
 from basic_tf.data.picture_headers import PictureError, header
 from basic_tf.data.pillow_pictures import upright_on_white
@@ -115,6 +124,22 @@ def test_every_kind_is_upright_on_white(name):
         )
         cut = decode_window(encoded, Window(found, box))
         assert np.array_equal(cut, result[top : top + height, left : left + width])
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_graphs_are_given_what_they_read_alike(name):
+    encoded = PICTURES[name]
+    plain = plain_bytes(encoded)
+    assert (plain is encoded) == (name in by_tensorflow() and name != "turned JPEG")
+    if plain is not encoded:
+        assert np.array_equal(tf.io.decode_image(plain).numpy(), decode(encoded))
+
+
+def test_what_no_graph_can_decode_stays_what_it_is():
+    for broken in (b"", b"text", PICTURES["turned PNG"][:-40], PICTURES["palette BMP"][:60]):
+        assert plain_bytes(broken) is broken
+    turned = PICTURES["turned JPEG"]
+    assert plain_bytes(turned, max_pixels=100) is turned
 
 
 def test_colours_by_hand():

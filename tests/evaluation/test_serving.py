@@ -144,6 +144,23 @@ def test_one_trace_whatever_the_number_of_pictures(model, tokenizer, view, pictu
         assert function.experimental_get_tracing_count() == 1
 
 
+def test_photographs_are_seen_upright(model, tokenizer, view, exported):
+    upright = Image.fromarray(
+        np.kron(
+            np.random.default_rng(6).integers(0, 256, (3, 4, 3), np.uint8), np.ones((20, 20, 1), np.uint8)
+        )
+    )
+    camera = Image.Exif()
+    camera[0x0112] = 6  # held by a quarter to the right: the sensor's picture lies on its left side
+    stored, turned = io.BytesIO(), io.BytesIO()
+    upright.save(stored, "JPEG", quality=100, subsampling=0)
+    upright.transpose(Image.Transpose.ROTATE_90).save(turned, "JPEG", quality=100, subsampling=0, exif=camera)
+    for encoder in (ModelEncoder(model, tokenizer, view, batch_size=2), SavedModelEncoder(exported)):
+        one, other = encoder.encode_image_bytes([stored.getvalue(), turned.getvalue()])
+        asleep = encoder.encode_image_bytes([turned.getvalue().replace(b"Exif", b"none", 1)])[0]
+        assert np.abs(one - other).max() < 0.1 * np.abs(one - asleep).max()
+
+
 def test_an_undecodable_picture_is_named(exported, pictures):
     encoder = SavedModelEncoder(exported, batch_size=2)
     with pytest.raises(ValueError, match=r"picture 3 \(60 bytes\) cannot be decoded"):
