@@ -18,7 +18,7 @@ import tensorflow as tf
 from absl import logging
 
 from basic_tf.data.examples import IMG2DATASET, FeatureKeys, Record, parse_example, serialize_example
-from basic_tf.data.shards import INDEX_SUFFIX, RecordFileError, Shard, ShardWriter, unframed
+from basic_tf.data.shards import INDEX_SUFFIX, RecordFileError, Shard, ShardWriter, is_local, unframed
 
 __all__ = [
     "IMG2DATASET",
@@ -227,7 +227,7 @@ class RecordSource:
                 f"{path} is not a dataset's json: expected an object with `shards` and `count` ({error!r})"
             ) from error
         folder = posixpath.dirname(path)
-        shards = [name if "://" in name else posixpath.join(folder, name) for name in names]
+        shards = [posixpath.join(folder, name) if is_local(name) else name for name in names]
         source = cls(shards, metadata, origin=path, **options)
         if source.count != count:
             raise RecordFileError(

@@ -28,6 +28,7 @@ import safetensors.numpy
 import tensorflow as tf
 from absl import logging
 
+from basic_tf.data.shards import is_local
 from basic_tf.parallel import weights
 
 _FOLDER = re.compile(r"^step-(\d{9})$")
@@ -65,10 +66,6 @@ class Checkpoint:
     path: str
 
 
-def _is_local(path: str) -> bool:
-    return "://" not in path
-
-
 def _flush_to_disk(path: str) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -95,7 +92,7 @@ def _parts(arrays: dict[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
 def save(folder: str, step: int, arrays: dict[str, np.ndarray], metadata: dict, keep: int = 3) -> str:
     """Writes checkpoint `step` into `folder` and returns its path; see the module's head for the protocol."""
     final = os.path.join(folder, f"step-{step:09d}")
-    local = _is_local(folder)
+    local = is_local(folder)
     tf.io.gfile.makedirs(folder)
     for name in tf.io.gfile.listdir(folder):
         if name.rstrip("/").startswith(".tmp-"):
@@ -198,7 +195,7 @@ def load_latest(folder: str, set_damaged_aside: bool = False) -> Checkpoint | No
         except CheckpointError as error:
             logging.warning("Damaged checkpoint: %s. Falling back to the one before it.", error)
             # In an object store, a save that was cut short leaves a folder that never was a checkpoint.
-            if _is_local(folder) or tf.io.gfile.exists(os.path.join(path, _MANIFEST)):
+            if is_local(folder) or tf.io.gfile.exists(os.path.join(path, _MANIFEST)):
                 damaged[path] = str(error)
             continue
         for path in damaged if set_damaged_aside else ():

@@ -130,7 +130,7 @@ def test_what_cannot_be_reached_is_not_damage(tmp_path, monkeypatch, error, file
 
 
 def test_an_unfinished_save_in_an_object_store_is_no_checkpoint(tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoints, "_is_local", lambda path: False)
+    monkeypatch.setattr(checkpoints, "is_local", lambda path: False)
     checkpoints.save(str(tmp_path), 1, _arrays(1), {})
     (tmp_path / "step-000000001" / "manifest.json").unlink()
     assert checkpoints.load_latest(str(tmp_path)) is None
