@@ -4,10 +4,11 @@
     python tools/make_report.py --check docs/results/*.md
 
 A part stands between `<!-- generated: KIND [RUN ...] -->` and `<!-- end -->`; kinds: zero_shot, retrieval, training,
-stages, generalization (one run each), ablations, robustness (several), chaos (the folder of tools/chaos.py), estimator_bias
-(no run), and study_verdicts, study_batches and others (the folder of tools/run_study.py; where that holds no run, the record
-of its runs beside the document). Prose around them stays. Charts go into a folder named like the document. The same runs
-give the same bytes. Relative paths of runs count from where it is started.
+stages, generalization (one run each), ablations, robustness (several), chaos (the folder of tools/chaos.py), interpolation
+(that of tools/interpolate_weights.py), estimator_bias (no run), and study_verdicts, study_batches and others (the folder of
+tools/run_study.py; where that holds no run, the record of its runs beside the document). Prose around them stays. Charts go
+into a folder named like the document. The same runs give the same bytes. Relative paths of runs count from where it is
+started.
 
 Exit codes: 0 done; 1 some part could not be made and stays as it was (said in a line each), or with --check some part is
 not what the runs say; 2 a document or a marker is wrong.

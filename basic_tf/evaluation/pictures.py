@@ -215,11 +215,13 @@ def shift_scatter(
     labels: tuple[str, str],
     line: tuple[float, float] | None = None,
     joined: bool = True,
+    names: Sequence[str] = (),
 ) -> None:
     """Writes a PNG: accuracy under shift against in-distribution accuracy on logit axes, one marker a checkpoint.
 
     series: (in distribution, under shift) of each run's checkpoints, in order; shares strictly between 0 and 1. labels: of
-    the axes. line: slope and intercept of a fit, in logits. The grey line is accuracy that does not drop.
+    the axes. line: slope and intercept of a fit, in logits. names: of the checkpoints of the first run, written beside them.
+    The grey line is accuracy that does not drop.
     """
     figure = _figure(6.4, 6.0, layout="constrained")
     axis = figure.subplots()
@@ -241,6 +243,8 @@ def shift_scatter(
         if joined:
             axis.plot(points[:, 0], points[:, 1], color=colour, linewidth=0.8, alpha=0.6)
         axis.scatter(points[:, 0], points[:, 1], s=22, color=colour, marker=marker, label=name, zorder=3)
+    for name, pair in zip(names, next(iter(series.values()))):
+        axis.annotate(name, logit(np.array(pair)), (5, -9), textcoords="offset points", fontsize=8, **PLAIN)
     ticks = np.array([0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.99])
     ticks = ticks[(logit(ticks) >= low) & (logit(ticks) <= high)]
     for own in (axis.xaxis, axis.yaxis):

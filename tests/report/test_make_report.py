@@ -165,6 +165,26 @@ def test_robustness_over_all_checkpoints(tmp_path):
     assert (tmp_path / "doc" / "robustness.png").exists()
 
 
+def test_the_curve_between_two_models(rng, tmp_path):
+    found = {alpha: write_run(tmp_path / "between" / f"alpha-{alpha:.2f}", rng) for alpha in (1.0, 0.0, 0.25)}
+    (tmp_path / "between" / "alpha-0.50").mkdir()  # not evaluated
+    charts = blocks.Charts(str(tmp_path / "doc.md"))
+    text = blocks.KINDS["interpolation"]([str(tmp_path / "between")], charts)
+    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")]
+    assert [row[0] for row in rows[1:]] == ["0", "0.25", "1"]
+    for alpha, results in found.items():
+        row, tests, summary = cells(text, f"{alpha:g} "), results["zero_shot"], results["summary"]
+        assert row[1].startswith(f"{percent(tests['in_distribution']['top1'])} ± ")
+        assert row[2].startswith(f"{percent(summary['held_out_styles_mean_top1'])} ± ")
+        assert row[3:5] == [
+            percent(tests[name]["top5"]) for name in ("held_out_concepts", "held_out_concepts_described")
+        ]
+        assert row[5:] == [percent(of_direction["R@5"]) for of_direction in results["retrieval"].values()]
+    assert (tmp_path / "doc" / "interpolation.png").exists()
+    with pytest.raises(MissingError, match="evaluate the folders"):
+        blocks.KINDS["interpolation"]([str(tmp_path)], charts)
+
+
 def test_runs_that_are_not_whole(tmp_path):
     with pytest.raises(MissingError, match="no run folder"):
         Run(str(tmp_path / "none"))

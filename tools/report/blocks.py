@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from basic_tf.evaluation import pictures, suite
 from basic_tf.evaluation.report import TITLES
 from basic_tf.monitoring.progress import duration
-from tools.report import robustness, study, theory
+from tools.report import interpolation, robustness, study, theory
 from tools.report.layout import Charts, one_run, table
 from tools.report.runs import MissingError, Run, read_json
 
@@ -261,6 +261,7 @@ KINDS: dict[str, Callable[[Sequence[str], Charts], str]] = {
     "ablations": ablations,
     "chaos": chaos,
     "robustness": robustness.robustness,
+    "interpolation": interpolation.interpolation,
     "generalization": theory.generalization,
     "estimator_bias": theory.estimator_bias,
     **study.KINDS,

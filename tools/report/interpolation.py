@@ -1,0 +1,75 @@
+"""Accuracy between two models, over the run folders that tools/interpolate_weights.py made (WiSE-FT, arXiv 2109.01903)."""
+
+import os
+from collections.abc import Sequence
+
+import tensorflow as tf
+
+from basic_tf.evaluation import pictures, suite
+from basic_tf.evaluation.suite import DESCRIBED
+from tools.report.layout import Charts, one_run, table
+from tools.report.runs import MissingError, Run
+
+_PREFIX = "alpha-"
+_CONCEPTS = ("held_out_concepts", f"held_out_concepts{DESCRIBED}")
+_HEAD = [
+    "alpha",
+    "in distribution, top-1 %",
+    "held-out styles, top-1 %",
+    "held-out concepts by name, top-5 %",
+    "the same, described, top-5 %",
+    "image to text, R@5 %",
+    "text to image, R@5 %",
+]
+
+
+def evaluated(folder: str) -> list[tuple[float, Run, dict]]:
+    """(alpha, its run, its results.json), alphas ascending, of those that have been evaluated."""
+    found = []
+    for entry in tf.io.gfile.listdir(folder):
+        name = entry.rstrip("/")
+        if not name.startswith(_PREFIX):
+            continue
+        run = Run(os.path.join(folder, name))
+        try:
+            found.append((float(name.removeprefix(_PREFIX)), run, run.results()))
+        except MissingError:
+            continue
+    return sorted(found, key=lambda one: one[0])
+
+
+def interpolation(runs: Sequence[str], charts: Charts) -> str:
+    """A row for each alpha, and the curve: accuracy under style shift against accuracy in distribution."""
+    folder = one_run(runs, "interpolation").folder
+    found = evaluated(folder)
+    if not found:
+        raise MissingError(
+            f"{folder} has no {_PREFIX}*/results.json; evaluate the folders of tools/interpolate_weights.py"
+        )
+    rows, points = [], []
+    for alpha, _, content in found:
+        tests, summary, retrieval = (content[key] for key in ("zero_shot", "summary", "retrieval"))
+        inside, mean = tests["in_distribution"], summary["held_out_styles_mean_top1"]
+        points.append((inside["top1"], mean))
+        shares = [
+            *(tests[name]["top5"] if name in tests else None for name in _CONCEPTS),
+            *(retrieval.get(name, {}).get("R@5") for name in ("image_to_text", "text_to_image")),
+        ]
+        rows.append(
+            [
+                f"{alpha:g}",
+                f"{100 * inside['top1']:.1f} ± {100 * inside['standard_error']:.1f}",
+                f"{100 * mean:.1f} ± {100 * summary['held_out_styles_mean_top1_standard_error']:.1f}",
+                *("–" if share is None else f"{100 * share:.1f}" for share in shares),
+            ]
+        )
+    path, link = charts.path("interpolation.png")
+    pictures.shift_scatter(
+        path,
+        {"weights between the two models": points},
+        "Weights between two models (WiSE-FT)",
+        ("top-1 in distribution", f"mean top-1 of {', '.join(suite.HELD_OUT_STYLES)}"),
+        names=[f"{alpha:g}" for alpha, _, _ in found],
+    )
+    sources = "; ".join(run.source() for _, run, _ in (found[0], found[-1]))
+    return "\n".join([*table(_HEAD, rows), "", f"![Accuracy by alpha]({link})", "", f"From {sources}."])
