@@ -4,6 +4,8 @@ from typing import Any, Protocol
 
 import tensorflow as tf
 
+from basic_tf.precision import wide
+
 
 class Accumulator(Protocol):
     """Takes contributions whose sum is the gradient; what it carries between them goes through a loop.
@@ -37,8 +39,7 @@ class GradientSums:
     def start(self, counts: list) -> list[tf.Tensor]:
         """Zeros."""
         del counts
-        dtypes = [tf.float64 if v.dtype == tf.float64 else tf.float32 for v in self._variables]
-        return [tf.zeros(v.shape, dtype) for v, dtype in zip(self._variables, dtypes)]
+        return [tf.zeros(v.shape, wide(v.dtype)) for v in self._variables]
 
     def add(self, state: list[tf.Tensor], found: dict[int, list[Any]]) -> list[tf.Tensor]:
         """Adds to the buffers."""

@@ -24,6 +24,7 @@ from basic_tf.contrastive.loss import DEFAULT_TILE
 from basic_tf.contrastive.loss import contrastive_loss_value_and_gradients as loss_value_and_gradients
 from basic_tf.contrastive.microbatches import Microbatches, Rows, count_rows, cut_rows
 from basic_tf.contrastive.sides import TEMPERATURE, tensor_of
+from basic_tf.precision import wide
 from basic_tf.randomness import Noise
 
 Apply = Callable[[dict[str, tf.Tensor]], None]
@@ -129,8 +130,8 @@ def _add(totals: list[tf.Tensor], found: list) -> None:
         if first:
             totals.append(gradient)
         else:
-            wide = tf.float64 if gradient.dtype == tf.float64 else tf.float32
-            totals[k] = tf.cast(totals[k], wide) + tf.cast(gradient, wide)
+            dtype = wide(gradient.dtype)
+            totals[k] = tf.cast(totals[k], dtype) + tf.cast(gradient, dtype)
 
 
 def _apply_all(paths: list[str], gradients: list[tf.Tensor], apply: Apply) -> None:

@@ -23,6 +23,7 @@ from basic_tf.contrastive.sides import (
     projected,
     tensor_of,
 )
+from basic_tf.precision import wide
 from basic_tf.randomness import Noise
 
 # Logits that one device holds at a time: 16 MiB in float32, as in loss.py.
@@ -287,8 +288,7 @@ def contrastive_gradients(
                 sums = add(sums, side, tape, target, cut(upstream[side], i))
         return sums
 
-    wide = [tf.float64 if v.dtype == tf.float64 else tf.float32 for v in variables]
-    sums = [layouts.like(tf.zeros(v.shape, d), v) for v, d in zip(variables, wide)]
+    sums = [layouts.like(tf.zeros(v.shape, wide(v.dtype)), v) for v in variables]
     for side, (tape, rows) in (tapes | projection_tapes).items():
         sums = add(sums, side, tape, rows, upstream[side])
     if count > 1 and any(side.twice for side in sides):

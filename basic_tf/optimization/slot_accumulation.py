@@ -32,8 +32,9 @@ updated as ever.
 import tensorflow as tf
 
 from basic_tf import randomness
-from basic_tf.optimization import rounding, slots
+from basic_tf.optimization import rounding
 from basic_tf.optimization.update_rule import COLUMNS, MOMENTUM, ROWS
+from basic_tf.precision import wide
 
 CORRECTIONS = ("sketch", "pieces", "uncorrected")
 _COUNT, _SUM = "contributions", "sum"
@@ -78,7 +79,7 @@ class SlotAccumulation:
                 "device only; use the runtime one_device, or gradient buffers"
             )
         self._shapes = [tuple(parameter.shape) for parameter in parameters]
-        self._dtypes = [slots.arithmetic_dtype(parameter.dtype) for parameter in parameters]
+        self._dtypes = [wide(parameter.dtype) for parameter in parameters]
         self._key = randomness.step_key(optimizer.seed, step)
 
     def kinds(self, counts: list[int]) -> list[str]:

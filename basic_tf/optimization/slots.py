@@ -63,8 +63,3 @@ def create(name: str, spec: SlotSpec, parameter) -> tf.Variable:
     slot_layout = dtensor.Layout(list(kept), layout.mesh)
     zeros = dtensor.call_with_layout(tf.zeros, slot_layout, shape=spec.shape, dtype=tf.as_dtype(spec.dtype))
     return dtensor.DVariable(zeros, trainable=False, name=name)
-
-
-def arithmetic_dtype(dtype) -> tf.DType:
-    """Where the update is computed: float64 for float64 parameters (exactness runs), else float32."""
-    return tf.float64 if tf.as_dtype(dtype) == tf.float64 else tf.float32

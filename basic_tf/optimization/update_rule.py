@@ -29,6 +29,7 @@ import numpy as np
 import tensorflow as tf
 
 from basic_tf.optimization import rounding, slots
+from basic_tf.precision import wide
 
 MOMENTUM = "momentum"
 SECOND_MOMENT = "second_moment"
@@ -121,18 +122,18 @@ class UpdateRule:
     def slot_specs(self, path: str, shape: tuple[int, ...], dtype="float32") -> dict[str, slots.SlotSpec]:
         """The slots of one parameter by their short names; nothing is allocated (the planner sums these)."""
         shape = tuple(int(size) for size in shape)
-        wide = slots.arithmetic_dtype(dtype).name
+        computed = wide(dtype).name
         axes = tuple(range(len(shape)))
         specs = {}
         if self.beta1:
-            specs[MOMENTUM] = slots.SlotSpec(shape, self.momentum_dtype or wide, axes)
+            specs[MOMENTUM] = slots.SlotSpec(shape, self.momentum_dtype or computed, axes)
         factored = self.factored_axes(path, shape)
         if factored is None:
-            specs[SECOND_MOMENT] = slots.SlotSpec(shape, wide, axes)
+            specs[SECOND_MOMENT] = slots.SlotSpec(shape, computed, axes)
         else:
             for name, averaged in ((ROWS, factored[1]), (COLUMNS, factored[0])):
                 kept = tuple(axis for axis in axes if axis != averaged)
-                specs[name] = slots.SlotSpec(tuple(shape[axis] for axis in kept), wide, kept)
+                specs[name] = slots.SlotSpec(tuple(shape[axis] for axis in kept), computed, kept)
         return specs
 
     def statistics(self, path: str, squared: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -250,7 +251,7 @@ class UpdateRule:
         Returns:
           The new value in the parameter's dtype and the new slots in their own dtypes.
         """
-        dtype = slots.arithmetic_dtype(value.dtype)
+        dtype = wide(value.dtype)
         direction, new = self.direction(path, tf.cast(gradient, dtype), values, step)
         new_value = self.moved(path, value, direction, learning_rate, weight_decay, noise_key)
         narrowed = {

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import tensorflow as tf
 
 from basic_tf.optimization import slots as slots_module
+from basic_tf.precision import wide
 
 
 class WeightAverage:
@@ -30,7 +31,7 @@ class WeightAverage:
         self._parameters = {path: slots_module.underlying(p) for path, p in parameters.items()}
         self._averages = {}
         for path, variable in self._parameters.items():
-            dtype = slots_module.arithmetic_dtype(variable.dtype)
+            dtype = wide(variable.dtype)
             shape = tuple(variable.shape)
             spec = slots_module.SlotSpec(shape, dtype.name, tuple(range(len(shape))))
             self._averages[path] = slots_module.create(f"{path}/average", spec, variable)

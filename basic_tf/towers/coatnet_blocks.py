@@ -7,6 +7,7 @@ counted, as in the published figures).
 import numpy as np
 import tensorflow as tf
 
+from basic_tf.precision import wide
 from basic_tf.towers import ops
 from basic_tf.towers.layers import BatchNorm, Block, Dense, LayerNorm, stochastic_depth
 
@@ -116,7 +117,7 @@ class Stem(Block):
 def scaled_pictures(pictures: tf.Tensor, dtype) -> tf.Tensor:
     """uint8 [0, 255] -> [-1, 1] in the computation dtype; floats are taken as scaled already."""
     if pictures.dtype == tf.uint8:
-        return tf.cast(tf.cast(pictures, ops.wide(dtype)) * (1.0 / 127.5) - 1.0, dtype)
+        return tf.cast(tf.cast(pictures, wide(dtype)) * (1.0 / 127.5) - 1.0, dtype)
     if not pictures.dtype.is_floating:
         raise ValueError(
             f"pictures are {pictures.dtype.name}; expected uint8, or a float type scaled to [-1, 1]"
@@ -217,7 +218,7 @@ class MBConv(Block):
             x, found = self.depthwise_norm.apply(x, training)
         x = ops.gelu(x)
         if self.squeeze is not None:
-            means = tf.cast(tf.reduce_mean(tf.cast(x, ops.wide(x.dtype)), (1, 2)), x.dtype)
+            means = tf.cast(tf.reduce_mean(tf.cast(x, wide(x.dtype)), (1, 2)), x.dtype)
             silu = ops.sharded_silu if self.squeeze.on_mesh else tf.nn.silu
             gate = tf.sigmoid(self.excite.project(silu(self.squeeze.project(means))))
             x = x * tf.reshape(gate, (-1, 1, 1, self.inner))

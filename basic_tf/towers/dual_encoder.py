@@ -5,6 +5,7 @@ import math
 import keras
 import tensorflow as tf
 
+from basic_tf.precision import wide
 from basic_tf.randomness import Noise
 from basic_tf.towers import ops
 from basic_tf.towers.layers import Block, Dense, WeightSpec
@@ -92,7 +93,7 @@ class DualEncoder(keras.Model):
                 self.log_inverse_temperature = self.add_weight(
                     shape=(),
                     initializer=keras.initializers.Constant(-math.log(self.initial_temperature)),
-                    dtype=ops.wide(self.compute_dtype).name,
+                    dtype=wide(self.compute_dtype).name,
                     autocast=False,
                     name="log_inverse_temperature",
                 )

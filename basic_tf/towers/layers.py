@@ -14,6 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from basic_tf.parallel.weights import gathered, layout_of
+from basic_tf.precision import wide
 from basic_tf.randomness import Noise, uniform
 from basic_tf.towers import ops
 
@@ -44,7 +45,7 @@ class WeightSpec(NamedTuple):
         Moving statistics are kept in at least float32: a hundredth of what is left to go is less than bfloat16's last
         bit long before they arrive.
         """
-        return (tf.as_dtype(variable_dtype) if self.trainable else ops.wide(variable_dtype)).name
+        return (tf.as_dtype(variable_dtype) if self.trainable else wide(variable_dtype)).name
 
 
 INITIALIZERS = ("normal", "fan_in")
@@ -162,7 +163,7 @@ class Block(keras.layers.Layer):
     @property
     def wide_dtype(self) -> tf.DType:
         """The type of statistics: float32, or float64 in a float64 run."""
-        return ops.wide(self.compute_dtype)
+        return wide(self.compute_dtype)
 
     def normalizations(self) -> Iterator["BatchNorm"]:
         """The BatchNorms inside, in the order of their statistics."""

@@ -10,14 +10,10 @@ import math
 import numpy as np
 import tensorflow as tf
 
+from basic_tf.precision import wide
+
 _GELU_SLOPE = 2.0 * math.sqrt(2.0 / math.pi)
 _GELU_CUBIC = 0.044715
-
-
-def wide(dtype) -> tf.DType:
-    """The type for statistics: at least float32."""
-    dtype = tf.as_dtype(dtype)
-    return dtype if dtype == tf.float64 else tf.float32
 
 
 def dense(x: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor | None = None) -> tf.Tensor:

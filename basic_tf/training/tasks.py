@@ -17,6 +17,7 @@ from basic_tf.contrastive.gradients import contrastive_gradients
 from basic_tf.contrastive.loss import check_options
 from basic_tf.contrastive.microbatches import cut_rows
 from basic_tf.data.labels import class_count
+from basic_tf.precision import wide
 
 
 class StepResult(NamedTuple):
@@ -160,7 +161,9 @@ class Classification(Task):
         )
         hits = tf.reduce_sum(labels * best, axis=1) > 0
         precision = tf.reduce_sum(tf.cast(hits, loss.dtype)) / tf.cast(global_batch, loss.dtype)
-        return [tf.convert_to_tensor(g) for g in gradients], statistics, loss, precision
+        # Summed in at least float32, over microbatches here and over replicas later, whatever the weights are.
+        gradients = [tf.cast(tf.convert_to_tensor(g), wide(g.dtype)) for g in gradients]
+        return gradients, statistics, loss, precision
 
     def step(self, batch, noise_key, variables, collectives) -> StepResult:
         """Gradients of the mean loss over the global batch, microbatch by microbatch."""
@@ -189,9 +192,9 @@ class Classification(Task):
         if parts == 1:
             gradients, statistics, loss, precision = part(0)
         else:
-            zero = tf.zeros([], tf.as_dtype(variables[0].dtype))
+            zero = tf.zeros([], wide(variables[0].dtype))
             start = (
-                like([tf.zeros(v.shape, v.dtype) for v in variables], variables),
+                like([tf.zeros(v.shape, wide(v.dtype)) for v in variables], variables),
                 [tf.zeros(v.shape, v.dtype) for v in self.model.statistic_variables],
                 zero,
                 zero,

@@ -32,3 +32,27 @@ def test_microbatches_give_the_step_of_the_whole_batch(loss):
         results.append(tf.nest.flatten(tf.function(task.step)(batch, step_key(3, 1), variables, None)))
     for expected, found in zip(*results, strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_bfloat16_weights_have_gradients_summed_in_float32():
+    """In bfloat16 a sum of 128 parts would be wrong from its third digit on."""
+    batch = {
+        "images": tf.constant(RNG.integers(0, 256, (256, 32, 32, 3), np.uint8)),
+        "labels": tf.one_hot(RNG.integers(0, 5, 256), 5),
+        "examples": tf.range(256),
+    }
+    biases = {}
+    for dtype, microbatch in (("float32", None), ("bfloat16", 2), ("bfloat16", None)):
+        tower = functools.partial(
+            CoAtNet, TABLE, image_size=32, batch_norm="ghost", ghost_size=2, dtype=dtype, initializer="fan_in"
+        )
+        task = Classification({"label_names": list("abcde")}, tower, loss="softmax", microbatch=microbatch)
+        variables = [v.value for v in task.parameters().values() if v.trainable]
+        result = tf.function(task.step)(batch, step_key(3, 1), variables, None)
+        assert {gradient.dtype for gradient in result.gradients} == {tf.float32}
+        biases[dtype, microbatch] = result.gradients[
+            -1
+        ].numpy()  # of the classifier: sums of well-known numbers
+    largest = np.abs(biases["float32", None]).max()
+    for key in (("bfloat16", 2), ("bfloat16", None)):
+        assert np.abs(biases[key] - biases["float32", None]).max() < 0.01 * largest
