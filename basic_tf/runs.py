@@ -130,12 +130,12 @@ def _check_stage(stage: Stage, runtime, options: stage_run.Options) -> None:
     rows = runtime.rows_per_replica(stage.batch_size)
     steps = options.train_steps or stage.train.to_steps(stage.batch_size, batches.source.count)
     task = stage.task(batches.source.metadata)
-    task.check_rows(rows)
     task.check_devices(runtime)
     contrastive = configurables.is_contrastive(stage)
     specs = (task.model if contrastive else task.model.image_tower).specs()
     prefix = "" if contrastive else "image_tower/"
     resolved = stage.rules.resolve([prefix + spec.path for spec in specs if spec.trainable])
+    task.check_rows(rows, [path for path, rule in resolved.items() if not rule.frozen])
     stage.optimizer(stage.schedule(total_steps=max(1, steps)), rules=resolved, seed=0)
 
 

@@ -27,11 +27,7 @@ def microbatches(rows: int, group: int = 1) -> list[int]:
 
 def ghost_group(subject: Subject) -> int:
     """Rows of a ghost BatchNorm group of a trained image tower, else 1."""
-    tower = subject.towers["image_tower"]
-    if not subject.trains("image_tower"):
-        return 1
-    groups = [n.group for block in tower.blocks for n in block.normalizations() if n.policy == "ghost"]
-    return max(groups, default=1)
+    return subject.towers["image_tower"].group_size if subject.trains("image_tower") else 1
 
 
 def largest_that_fits(subject: Subject, setting: Setting, limit_bytes: int) -> Candidate:

@@ -61,6 +61,14 @@ class Tower(keras.Model):
             found.update(block.parameters())
         return found
 
+    @property
+    def group_size(self) -> int:
+        """Consecutive rows that ghost BatchNorm normalises together in training, of which every microbatch must hold whole
+        groups; 1 where there is none.
+        """
+        norms = (norm for block in self.blocks for norm in block.normalizations())
+        return max((norm.group for norm in norms if norm.policy == "ghost"), default=1)
+
     def encode_inputs(self, inputs):
         """The first state from the inputs."""
         return inputs

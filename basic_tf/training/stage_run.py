@@ -75,13 +75,13 @@ class StageRun:
         self.global_step = tf.Variable(0, dtype=tf.int64, trainable=False, name="global_step")
         with runtime.scope():
             self.task = stage.task(self.batches.source.metadata)
-            self.task.check_rows(rows)
             # Not the stage's own seed: a weight that two stages make anew is the same in both.
             self.task.model.add_seed(options.seed)
             parameters = self.task.parameters()
             trainable = {path: variable for path, variable in parameters.items() if variable.trainable}
             resolved = stage.rules.resolve(trainable)
             self.trained = {path: v for path, v in trainable.items() if not resolved[path].frozen}
+            self.task.check_rows(rows, self.trained)
             if not self.trained:
                 raise ConfigurationError(
                     f"stage {stage.name} trains nothing: its rules freeze every parameter"

@@ -6,7 +6,7 @@ replicas and microbatches is the gradient, and there is no other 1/N anywhere.
 
 import abc
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import tensorflow as tf
@@ -66,14 +66,29 @@ class Task(abc.ABC):
         variables: tf.Variables of what is trained. collectives: a parallel.runtime.Collectives, or None.
         """
 
-    def check_rows(self, rows: int) -> None:
-        """Raises ValueError if `rows`, the rows of the global batch on one replica, cannot be cut into microbatches."""
-        size = self.microbatch
+    def check_rows(self, rows: int, trained: Iterable[str]) -> None:
+        """Raises ValueError if `rows`, the rows of the global batch on one replica, cannot be cut into microbatches, or
+        those into the groups of ghost BatchNorm. trained: paths of what is trained.
+        """
+        size, name = self.microbatch, type(self).__name__
         if size is not None and (size < 1 or rows % size):
             divisors = [d for d in range(1, rows + 1) if rows % d == 0]
             raise ValueError(
-                f"{type(self).__name__}.microbatch = {size} does not divide the {rows} rows of a replica; "
+                f"{name}.microbatch = {size} does not divide the {rows} rows of a replica; "
                 f"use one of {', '.join(map(str, divisors))}"
+            )
+        moved = any(path.startswith("image_tower/") for path in trained)
+        group = self.model.image_tower.group_size if moved else 1
+        if (size or rows) % group:
+            fitting = [d for d in range(group, rows + 1, group) if rows % d == 0]
+            what = f"{name}.microbatch = {size}" if size else f"a batch of {rows} rows on a replica"
+            advice = (
+                f"{name}.microbatch = {' or '.join(map(str, fitting))}"
+                if fitting
+                else "another Stage.batch_size"
+            )
+            raise ValueError(
+                f"{what} cannot be cut into ghost BatchNorm's groups of {group}; use {advice}, or another CoAtNet.ghost_size"
             )
 
     def check_devices(self, runtime) -> None:  # noqa: B027 (most tasks work on all)
@@ -178,7 +193,10 @@ class Classification(Task):
         parts = rows // size
 
         def cut(x, index):
-            return mesh.microbatch(x, index, parts) if mesh else x[index * size : (index + 1) * size]
+            if mesh:
+                return mesh.microbatch(x, index, parts)
+            # Without a number of rows BatchNorm would not take its fused kernel.
+            return tf.ensure_shape(x[index * size : (index + 1) * size], [size, *x.shape[1:]])
 
         def like(values, variables):
             return [mesh.like(value, v) for value, v in zip(values, variables)] if mesh else values

@@ -34,6 +34,23 @@ def test_microbatches_give_the_step_of_the_whole_batch(loss):
         np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12)
 
 
+def test_microbatches_take_the_fused_batch_norm():
+    """It needs to know how many rows there are."""
+    batch = {
+        "images": tf.zeros((8, 32, 32, 3), tf.uint8), "labels": tf.zeros((8, 5)), "examples": tf.range(8)
+    }  # fmt: skip
+    tower = functools.partial(CoAtNet, TABLE, image_size=32, batch_norm="ghost", ghost_size=2)
+    fused = []
+    for microbatch in (None, 4):
+        task = Classification({"label_names": list("abcde")}, tower, microbatch=microbatch)
+        variables = [v.value for v in task.parameters().values() if v.trainable]
+        graph = tf.function(task.step).get_concrete_function(batch, step_key(3, 1), variables, None).graph
+        inside = graph.as_graph_def().library.function
+        nodes = [*graph.as_graph_def().node, *(node for function in inside for node in function.node_def)]
+        fused.append({node.op for node in nodes if node.op.startswith("FusedBatchNorm")})
+    assert fused[0] == fused[1] and fused[0]
+
+
 def test_bfloat16_weights_have_gradients_summed_in_float32():
     """In bfloat16 a sum of 128 parts would be wrong from its third digit on."""
     batch = {

@@ -135,6 +135,29 @@ def test_a_recipe_that_works_passes_and_finished_stages_are_not_asked(data, tmp_
     check(data, tmp_path, "finetune/Contrastive.microbatch = 7")
 
 
+@pytest.mark.parametrize(
+    "binding,message",
+    [
+        ("finetune/Contrastive.microbatch = 2",
+         "stage finetune: Contrastive.microbatch = 2 cannot .* groups of 4; use Contrastive.microbatch = 4 or 8 or 16"),
+        ("finetune/Stage.batch_size = 6", "stage finetune: a batch of 6 rows .* groups of 4; use another Stage.batch_size"),
+        ("pretrain/Classification.microbatch = 1", "groups of 4; use Classification.microbatch = 4 or 8"),
+    ],
+)  # fmt: skip
+def test_microbatches_hold_whole_groups_of_ghost_batch_norm(data, tmp_path, binding, message):
+    ghost = [f"{stage}/CoAtNet.batch_norm = 'ghost'" for stage in ("pretrain", "finetune")]
+    with pytest.raises(ConfigurationError, match=message):
+        check(data, tmp_path, *ghost, binding)
+    check(data, tmp_path, *ghost)
+
+
+def test_a_frozen_image_tower_has_no_groups(data, tmp_path):
+    """Stage 2 runs it in inference mode, whatever its BatchNorm would do in training."""
+    check(
+        data, tmp_path, "contrastive/CoAtNet.batch_norm = 'ghost'", "contrastive/Contrastive.microbatch = 2"
+    )
+
+
 def test_separate_losses_on_several_devices_are_refused_before_the_step(data, tmp_path):
     separate = ("finetune/Contrastive.negatives = 'microbatch'", "finetune/Contrastive.microbatch = 8")
     check(data, tmp_path, *separate)
