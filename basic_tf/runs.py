@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from basic_tf import configurables
 from basic_tf.data.images import ImageAugmentation
-from basic_tf.training import checkpoints, stage_run
+from basic_tf.training import checkpoints, preflight, stage_run, warm_start
 from basic_tf.training.stages import ConfigurationError, Stage
 
 CONFIG = "config.gin"
@@ -102,41 +102,53 @@ def describe(run_folder: str, config_text: str, options: stage_run.Options) -> N
 def check(stages: Sequence[Stage], run_folder: str, runtime, options: stage_run.Options) -> list[Stage]:
     """Tries what can be tried cheaply of all stages that are not finished, before the first of them trains; gives those.
 
-    Data, tokenizer, models and rules without weights, batches and microbatches, sources of warm starts. Raises
-    ConfigurationError with one line.
+    Data, tokenizer, models and rules without weights, batches and microbatches, options that exclude each other, sources of
+    warm starts and what they hold. Raises ConfigurationError with one line.
     """
+    shapes: dict[str, dict] = {}  # of the parameters of the stages that are still to be trained
     earlier, left = [], []
     for stage in stages:
         folder = os.path.join(run_folder, stage.name)
         if not stage_run.is_finished(folder):
             left.append(stage)
             with stage_run.in_words(stage):
-                _check_stage(stage, runtime, options)
-            started = checkpoints.steps(stage_run.checkpoint_folder(folder))
-            source = stage.warm_start.stage if stage.warm_start else None
-            if source and not started and source not in earlier:
-                source = source if "/" in source else os.path.join(run_folder, source)
-                if not checkpoints.steps(stage_run.checkpoint_folder(source)):
-                    raise ConfigurationError(
-                        f"stage {stage.name} warm-starts from {source}, which holds no checkpoint; train that stage first"
-                    )
+                shapes[stage.name] = _check_stage(stage, runtime, options)
+            if not checkpoints.steps(stage_run.checkpoint_folder(folder)):
+                _check_warm_start(stage, run_folder, earlier, shapes)
         earlier.append(stage.name)
     return left
 
 
-def _check_stage(stage: Stage, runtime, options: stage_run.Options) -> None:
+def _check_warm_start(stage: Stage, run_folder: str, earlier: list[str], shapes: dict[str, dict]) -> None:
+    source = stage.warm_start.stage if stage.warm_start else None
+    if source in shapes:
+        try:
+            warm_start.check(stage.warm_start, shapes[stage.name], shapes[source])
+        except checkpoints.CheckpointError as error:
+            raise ConfigurationError(f"stage {stage.name}: {' '.join(str(error).split())}") from error
+    elif source and source not in earlier:
+        source = source if "/" in source else os.path.join(run_folder, source)
+        if not checkpoints.steps(stage_run.checkpoint_folder(source)):
+            raise ConfigurationError(
+                f"stage {stage.name} warm-starts from {source}, which holds no checkpoint; train that stage first"
+            )
+
+
+def _check_stage(stage: Stage, runtime, options: stage_run.Options) -> dict[str, tuple[int, ...]]:
+    """The shapes of its parameters by path."""
     # Neither pictures that wait decoded nor an order by labels: both read all records.
     batches = stage.batches(seed=0, batch_size=stage.batch_size, cache_decoded=False, order=None)
-    rows = runtime.rows_per_replica(stage.batch_size)
     steps = options.train_steps or stage.train.to_steps(stage.batch_size, batches.source.count)
     task = stage.task(batches.source.metadata)
-    task.check_devices(runtime)
+    task.given_features = getattr(batches, "gives_features", False)
     contrastive = configurables.is_contrastive(stage)
     specs = (task.model if contrastive else task.model.image_tower).specs()
     prefix = "" if contrastive else "image_tower/"
     resolved = stage.rules.resolve([prefix + spec.path for spec in specs if spec.trainable])
-    task.check_rows(rows, [path for path, rule in resolved.items() if not rule.frozen])
-    stage.optimizer(stage.schedule(total_steps=max(1, steps)), rules=resolved, seed=0)
+    optimizer = stage.optimizer(stage.schedule(total_steps=max(1, steps)), rules=resolved, seed=0)
+    trained = [path for path, rule in resolved.items() if not rule.frozen]
+    preflight.check(stage, runtime, batches, task, optimizer, trained)
+    return {prefix + spec.path: tuple(spec.shape) for spec in specs}
 
 
 def _keep_tokenizer(run_folder: str) -> None:

@@ -23,6 +23,7 @@ learning rate) has another order: normalise, clip, then average the *normalised*
 
 import dataclasses
 import math
+import numbers
 import re
 
 import numpy as np
@@ -84,8 +85,9 @@ class UpdateRule:
 
     def __post_init__(self):
         for name in ("beta1", "beta2"):
-            if not 0.0 <= getattr(self, name) < 1.0:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0 and below 1")
+            value = getattr(self, name)
+            if not isinstance(value, numbers.Real) or not 0.0 <= value < 1.0:
+                raise ValueError(f"{name} is {value}; it must be a number, at least 0 and below 1")
         if self.eps <= 0:
             raise ValueError(f"eps is {self.eps}; it must be positive (1e-8 is Adam's, 1e-30 big_vision's)")
         if self.update_clip is not None and self.update_clip <= 0:

@@ -9,10 +9,10 @@ import zlib
 import numpy as np
 import tensorflow as tf
 
-from basic_tf.optimization import rules, slot_accumulation
+from basic_tf.optimization import rules
 from basic_tf.parallel import runtime as runtime_lib
 from basic_tf.parallel import strategies, weights
-from basic_tf.training import checkpoints, finished, warm_start
+from basic_tf.training import checkpoints, finished, preflight, warm_start
 from basic_tf.training.stages import ConfigurationError, Stage
 
 
@@ -65,7 +65,6 @@ class StageRun:
         self.stage, self.folder, self.runtime, self.options = stage, folder, runtime, options
         self.seed = stage_seed(options.seed, stage.name)
         self.batches = stage.batches(seed=self.seed, batch_size=stage.batch_size)
-        rows = runtime.rows_per_replica(stage.batch_size)
         planned = stage.train.to_steps(stage.batch_size, self.batches.source.count)
         self.total_steps = options.train_steps or planned
         if self.total_steps < 1:
@@ -81,59 +80,23 @@ class StageRun:
             trainable = {path: variable for path, variable in parameters.items() if variable.trainable}
             resolved = stage.rules.resolve(trainable)
             self.trained = {path: v for path, v in trainable.items() if not resolved[path].frozen}
-            self.task.check_rows(rows, self.trained)
-            if not self.trained:
-                raise ConfigurationError(
-                    f"stage {stage.name} trains nothing: its rules freeze every parameter"
-                )
             self.task.given_features = getattr(self.batches, "gives_features", False)
-            moved = [path for path in self.trained if path.startswith("image_tower/")]
-            if self.task.given_features and moved:
-                raise ConfigurationError(
-                    f"stage {stage.name}: batches of features ({type(self.batches).__name__}) need a frozen image tower, "
-                    f"but {len(moved)} of its parameters are trained; freeze 'image_tower/.*' in a rule, or read pictures"
-                )
-            runtime.place(parameters, self._layouts(trainable, resolved))
             self.schedule_steps = max(self.total_steps, planned)
             self.schedule = stage.schedule(total_steps=self.schedule_steps)
             self.optimizer = stage.optimizer(self.schedule, rules=resolved, seed=self.seed)
+            preflight.check(stage, runtime, self.batches, self.task, self.optimizer, self.trained)
+            runtime.place(parameters, self._layouts(trainable, resolved))
             self.optimizer.build(self.trained)
-            if self.task.accumulate_in_slots:
-                self._check_accumulation()
-            if self.task.apply_by_block and self.optimizer.global_clip_norm is not None:
-                raise ConfigurationError(
-                    f"stage {stage.name}: AdaFactorW.global_clip_norm is a norm over all gradients, and "
-                    "Contrastive.apply_by_block never holds them together; set one of them to None"
-                )
             self.average = None
             if stage.weight_average is not None:
                 self.average = stage.weight_average()
                 self.average.build(self.trained)
             self.guard = None
             if stage.update_guard is not None:
-                for option in ("accumulate_in_slots", "apply_by_block"):
-                    if getattr(self.task, option, None):
-                        raise ConfigurationError(
-                            f"stage {stage.name}: {option} uses gradients before all of them are known, so that no update "
-                            f"can be passed over; set Stage.update_guard or Contrastive.{option} to None"
-                        )
-                if runtime.collectives is not None and runtime.collectives.global_view:
-                    raise ConfigurationError(
-                        f"stage {stage.name}: Stage.update_guard does not work on a mesh yet; set it to None, or "
-                        "use another --runtime than dtensor"
-                    )
                 self.guard = stage.update_guard()
                 self.guard.build()
         self.parameters = parameters
         self.started_from: dict | None = None  # what checkpoints keep of the warm start
-
-    def _check_accumulation(self) -> None:
-        if self.runtime.name != "one_device":
-            raise ConfigurationError(
-                f"stage {self.stage.name}: Contrastive.accumulate_in_slots works on one device; this run has the runtime "
-                f"{self.runtime.name}. Use --runtime=one_device, or set it to None"
-            )
-        slot_accumulation.check(self.optimizer, self.task.accumulate_in_slots)
 
     def _layouts(self, parameters: dict, resolved: dict[str, rules.Rule]) -> dict[str, tuple]:
         """Where rules name a layout themselves; elsewhere the default was taken when the variable was made."""
@@ -279,9 +242,7 @@ class StageRun:
 def built(stage: Stage, folder: str, runtime: runtime_lib.Runtime, options: Options) -> StageRun:
     """The stage, built. What a user's numbers or paths make impossible is a ConfigurationError of one line."""
     with in_words(stage):
-        run = StageRun(stage, folder, runtime, options)
-        run.task.check_devices(runtime)
-    return run
+        return StageRun(stage, folder, runtime, options)
 
 
 @contextlib.contextmanager
@@ -295,5 +256,8 @@ def in_words(stage: Stage):
         if strategies.is_lost_worker(error):  # no fault of the configuration: the workers are started again
             raise
         # gin appends where it was ("In call to configurable ..."); the first lines say what is wrong.
-        words = " ".join(str(error).split("\n  In call to configurable")[0].split())
+        lines, *calls = str(error).split("\n  In call to configurable")
+        words = " ".join(lines.split())
+        if calls and isinstance(error, TypeError):  # Python's own words, which name no parameter
+            words += f" (of {calls[0].split()[0].strip(chr(39))})"
         raise ConfigurationError(f"stage {stage.name}: {words or type(error).__name__}") from error

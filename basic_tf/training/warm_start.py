@@ -6,7 +6,7 @@ declared ignored. Anything unexplained is an error: silent partial loading is ho
 
 import dataclasses
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import tensorflow as tf
@@ -64,44 +64,46 @@ def _matches(patterns: tuple[str, ...], path: str) -> bool:
     return any(re.fullmatch(pattern, path) for pattern in patterns)
 
 
-def apply(
-    parameters: dict[str, tf.Variable],
-    arrays: dict[str, np.ndarray],
+def account(
+    shapes: Mapping[str, tuple[int, ...]],
+    arrays: Mapping[str, np.ndarray],
     fresh: tuple[str, ...],
     ignored: tuple[str, ...],
     source: str,
     resized: Callable | None = None,
-) -> Report:
-    """Assigns `arrays` to `parameters` by path and returns the account; `resized` as in `WarmStart`.
+) -> tuple[Report, dict[str, np.ndarray]]:
+    """(the account, the arrays of what is loaded in their new shapes); `resized` as in `WarmStart`.
 
-    Raises checkpoints.CheckpointError if a path is unexplained, a shape differs, or a pattern matches nothing.
+    shapes: of the new model's parameters by path. Raises checkpoints.CheckpointError if a path is unexplained, a shape
+    differs, or a pattern matches nothing.
     """
     report = Report(source, [], [], [])
-    problems = []
-    arrays = dict(arrays)
-    for path, variable in parameters.items():
-        shape = tuple(variable.shape)
-        if resized and path in arrays and tuple(arrays[path].shape) != shape and not _matches(fresh, path):
-            changed = resized(path, arrays[path], shape)
-            if changed is not None:
-                arrays[path] = changed
-                report.resized.append(path)
+    problems, loaded = [], {}
+    for path, shape in shapes.items():
         if _matches(fresh, path):
             report.fresh.append(path)
-        elif path not in arrays:
+            continue
+        array = arrays.get(path)
+        if array is None:
             problems.append(f"parameter {path} is not in {source} and no `fresh` pattern covers it")
-        elif tuple(arrays[path].shape) != shape:
+            continue
+        if resized and tuple(array.shape) != shape:
+            changed = resized(path, array, shape)
+            if changed is not None:
+                array = changed
+                report.resized.append(path)
+        if tuple(array.shape) != shape:
             hint = (
                 "; a stage at another picture size needs WarmStart.resized = @ResizedForTower"
                 if path.endswith("/relative_bias") and not resized
                 else ""
             )
             problems.append(
-                f"{path} has shape {tuple(arrays[path].shape)} in {source}, this model has {shape}{hint}"
+                f"{path} has shape {tuple(array.shape)} in {source}, this model has {shape}{hint}"
             )
         else:
             report.loaded.append(path)
-    loaded = set(report.loaded)
+            loaded[path] = array
     for path in arrays:
         if path in loaded:
             continue
@@ -111,13 +113,36 @@ def apply(
             problems.append(
                 f"array {path} of {source} has no place in this model and no `ignored` pattern covers it"
             )
-    for kind, patterns, paths in (("fresh", fresh, parameters), ("ignored", ignored, arrays)):
+    for kind, patterns, paths in (("fresh", fresh, shapes), ("ignored", ignored, arrays)):
         for pattern in patterns:
             if not any(re.fullmatch(pattern, path) for path in paths):
                 problems.append(f"the {kind} pattern {pattern!r} matches nothing")
     if problems:
         shown = "\n  ".join(problems[:8]) + (f"\n  and {len(problems) - 8} more" if len(problems) > 8 else "")
         raise checkpoints.CheckpointError(f"warm start from {source} does not add up:\n  {shown}")
-    for path in report.loaded:
-        weights.assign_array(parameters[path], arrays[path])
+    return report, loaded
+
+
+def apply(
+    parameters: dict[str, tf.Variable],
+    arrays: dict[str, np.ndarray],
+    fresh: tuple[str, ...],
+    ignored: tuple[str, ...],
+    source: str,
+    resized: Callable | None = None,
+) -> Report:
+    """Assigns `arrays` to `parameters` by path and returns the account; arguments and errors as for `account`."""
+    shapes = {path: tuple(variable.shape) for path, variable in parameters.items()}
+    report, loaded = account(shapes, arrays, fresh, ignored, source, resized)
+    for path, array in loaded.items():
+        weights.assign_array(parameters[path], array)
     return report
+
+
+def check(
+    spec: WarmStart, shapes: Mapping[str, tuple[int, ...]], earlier: Mapping[str, tuple[int, ...]]
+) -> None:
+    """`account` before there are any arrays. shapes, earlier: of this model's parameters, of those it starts from."""
+    # An array of one number in every shape: it holds no memory.
+    arrays = {path: np.broadcast_to(np.float32(0), shape) for path, shape in earlier.items()}
+    account(shapes, arrays, spec.fresh, spec.ignored, f"stage {spec.stage}", spec.resized)

@@ -118,12 +118,25 @@ def check(data, folder, *bindings, stages=None, collectives=None):
         ("finetune/Rule.pattern = 'image_towr/.*'", "stage finetune: .*image_towr"),
         ("finetune/WarmStart.stage = './nowhere'", "stage finetune warm-starts from ./nowhere, which holds no checkpoint"),
         ("finetune/Schedule.shape = 'round'", "stage finetune: .*round"),
+        ("finetune/ImageAugmentation.output_size = 16",
+         "stage finetune: CoAtNet.image_size is 24 x 24 pixels, and ImageAugmentation.output_size is 16; make them equal"),
+        ("finetune/CoAtNetTable.head_dim = 8", "stage finetune: warm start from stage contrastive .* has shape"),
+        ("finetune/WarmStart.fresh = ('nothing/.*',)", "stage finetune: .* the fresh pattern 'nothing/.*' matches nothing"),
+        ("finetune/AdaFactorW.beta1 = None", "stage finetune: beta1 is None; it must be a number"),
+        ("finetune/CoAtNet.stochastic_depth = 'much'", r"stage finetune: .*not supported between .* \(of CoAtNet\)"),
     ],
 )  # fmt: skip
 def test_a_fault_of_the_last_stage_is_found_before_the_first_step(data, tmp_path, binding, message):
     with pytest.raises(ConfigurationError, match=message) as raised:
         check(data, tmp_path, binding)
     assert "\n" not in str(raised.value)
+
+
+def test_accumulation_in_slots_is_asked_about_before_the_first_step(data, tmp_path):
+    bindings = ("finetune/Contrastive.accumulate_in_slots = 'sketch'", "finetune/Contrastive.microbatch = 8")
+    check(data, tmp_path, *bindings)
+    with pytest.raises(ConfigurationError, match="stage finetune: big_vision averages normalised updates"):
+        check(data, tmp_path, *bindings, "finetune/AdaFactorW.big_vision = True")
 
 
 def test_a_recipe_that_works_passes_and_finished_stages_are_not_asked(data, tmp_path):
