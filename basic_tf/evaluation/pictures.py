@@ -215,13 +215,11 @@ def shift_scatter(
     labels: tuple[str, str],
     line: tuple[float, float] | None = None,
     joined: bool = True,
-    names: Sequence[str] = (),
 ) -> None:
     """Writes a PNG: accuracy under shift against in-distribution accuracy on logit axes, one marker a checkpoint.
 
     series: (in distribution, under shift) of each run's checkpoints, in order; shares strictly between 0 and 1. labels: of
-    the axes. line: slope and intercept of a fit, in logits. names: of the checkpoints of the first run, written beside them.
-    The grey line is accuracy that does not drop.
+    the axes. line: slope and intercept of a fit, in logits. The grey line is accuracy that does not drop.
     """
     figure = _figure(6.4, 6.0, layout="constrained")
     axis = figure.subplots()
@@ -243,8 +241,6 @@ def shift_scatter(
         if joined:
             axis.plot(points[:, 0], points[:, 1], color=colour, linewidth=0.8, alpha=0.6)
         axis.scatter(points[:, 0], points[:, 1], s=22, color=colour, marker=marker, label=name, zorder=3)
-    for name, pair in zip(names, next(iter(series.values()))):
-        axis.annotate(name, logit(np.array(pair)), (5, -9), textcoords="offset points", fontsize=8, **PLAIN)
     ticks = np.array([0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.99])
     ticks = ticks[(logit(ticks) >= low) & (logit(ticks) <= high)]
     for own in (axis.xaxis, axis.yaxis):
@@ -265,9 +261,10 @@ def error_lines(
     series: Mapping[str, Sequence[tuple[float, float, float]]],
     title: str,
     labels: tuple[str, str],
+    log_x: bool = True,
     log_y: bool = False,
 ) -> None:
-    """Writes a PNG: lines over a logarithmic x axis, with error bars where they are finite.
+    """Writes a PNG: lines, with error bars where they are finite; every x has a tick.
 
     series: (x, y, half width of y) of each line, in order.
     """
@@ -276,7 +273,9 @@ def error_lines(
     for number, (name, points) in enumerate(series.items()):
         x, y, errors = (np.array(part, np.float64) for part in zip(*points))
         axis.errorbar(
-            x * 1.03**number,  # beside each other, not upon each other
+            x * 1.03**number
+            if log_x
+            else x + 0.006 * np.ptp(x) * number,  # beside each other, not upon each other
             y,
             np.where(np.isfinite(errors), errors, 0),
             color=SERIES[number % len(SERIES)],
@@ -287,7 +286,8 @@ def error_lines(
             label=name,
         )
     ticks = sorted({point[0] for points in series.values() for point in points})
-    axis.set_xscale("log")
+    if log_x:
+        axis.set_xscale("log")
     axis.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
     axis.minorticks_off()
     if log_y:

@@ -34,13 +34,12 @@ def check(stage: Stage, runtime, batches, task, optimizer, trained: Collection[s
 
 
 def _check_pictures(where: str, batches, task, moved: list[str]) -> None:
-    if task.given_features:
-        if moved:
-            raise ConfigurationError(
-                f"{where}: batches of features ({type(batches).__name__}) need a frozen image tower, but {len(moved)} of "
-                "its parameters are trained; freeze 'image_tower/.*' in a rule, or read pictures"
-            )
-        return
+    if task.given_features and moved:
+        raise ConfigurationError(
+            f"{where}: batches of features ({type(batches).__name__}) need a frozen image tower, but {len(moved)} of its "
+            "parameters are trained; freeze 'image_tower/.*' in a rule, or read pictures"
+        )
+    # Of features too: evaluation shows the tower pictures of that size.
     augmentation = getattr(batches, "augmentation", None)
     tower = getattr(task.model, "image_tower", None)
     if augmentation is not None and tower is not None:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
-from basic_tf.evaluation import pictures, suite
+from basic_tf.evaluation import pictures
 from basic_tf.evaluation.suite import DESCRIBED
 from tools.report.layout import Charts, one_run, table
 from tools.report.runs import MissingError, Run
@@ -39,37 +39,36 @@ def evaluated(folder: str) -> list[tuple[float, Run, dict]]:
 
 
 def interpolation(runs: Sequence[str], charts: Charts) -> str:
-    """A row for each alpha, and the curve: accuracy under style shift against accuracy in distribution."""
+    """A row for each alpha, and the two curves: accuracy in distribution and under style shift."""
     folder = one_run(runs, "interpolation").folder
     found = evaluated(folder)
     if not found:
         raise MissingError(
             f"{folder} has no {_PREFIX}*/results.json; evaluate the folders of tools/interpolate_weights.py"
         )
-    rows, points = [], []
+    rows = []
+    curves: dict[str, list] = {name: [] for name in ("in distribution", "held-out styles")}
     for alpha, _, content in found:
         tests, summary, retrieval = (content[key] for key in ("zero_shot", "summary", "retrieval"))
-        inside, mean = tests["in_distribution"], summary["held_out_styles_mean_top1"]
-        points.append((inside["top1"], mean))
+        inside, mean = tests["in_distribution"], "held_out_styles_mean_top1"
+        pairs = [
+            (100 * inside["top1"], 100 * inside["standard_error"]),
+            (100 * summary[mean], 100 * summary[f"{mean}_standard_error"]),
+        ]
+        for curve, pair in zip(curves.values(), pairs):
+            curve.append((alpha, *pair))
         shares = [
             *(tests[name]["top5"] if name in tests else None for name in _CONCEPTS),
             *(retrieval.get(name, {}).get("R@5") for name in ("image_to_text", "text_to_image")),
         ]
-        rows.append(
-            [
-                f"{alpha:g}",
-                f"{100 * inside['top1']:.1f} ± {100 * inside['standard_error']:.1f}",
-                f"{100 * mean:.1f} ± {100 * summary['held_out_styles_mean_top1_standard_error']:.1f}",
-                *("–" if share is None else f"{100 * share:.1f}" for share in shares),
-            ]
-        )
+        cells = [
+            f"{alpha:g}",
+            *(f"{value:.1f} ± {error:.1f}" for value, error in pairs),
+            *("–" if share is None else f"{100 * share:.1f}" for share in shares),
+        ]
+        rows.append(cells)
     path, link = charts.path("interpolation.png")
-    pictures.shift_scatter(
-        path,
-        {"weights between the two models": points},
-        "Weights between two models (WiSE-FT)",
-        ("top-1 in distribution", f"mean top-1 of {', '.join(suite.HELD_OUT_STYLES)}"),
-        names=[f"{alpha:g}" for alpha, _, _ in found],
-    )
+    labels = ("alpha: 0 before fine-tuning, 1 after", "zero-shot top-1, %, with standard errors")
+    pictures.error_lines(path, curves, "Weights between two models (WiSE-FT)", labels, log_x=False)
     sources = "; ".join(run.source() for _, run, _ in (found[0], found[-1]))
     return "\n".join([*table(_HEAD, rows), "", f"![Accuracy by alpha]({link})", "", f"From {sources}."])
