@@ -167,9 +167,10 @@ def test_basic_s_equals_whole_model_gradients(tmp_path):
     assert report["parameters"] > 130e6
     assert report["losses_by_block"] == pytest.approx(report["losses_whole_model"], rel=1e-5)
     # A bias that began at zero is nothing but its updates, and those of the stem's second convolution follow from a gradient
-    # that BatchNorm nearly cancels: in float32 it shows 9e-6 to 2.3e-5, whatever the pictures drawn. Float64 is exact above.
+    # that BatchNorm nearly cancels: in float32 it shows 9e-6 to 2.3e-5, its momentum 2e-5 to 4.7e-5, by machine. Float64 is
+    # exact above.
     assert report["max_parameter_error"] <= 5e-5, report["worst_parameter"]
-    assert report["max_slot_error"] <= 4e-5, report["worst_slot"]
+    assert report["max_slot_error"] <= 1e-4, report["worst_slot"]
 
 
 @pytest.mark.slow
