@@ -41,6 +41,45 @@ def test_three_narrow_steps_are_near_those_of_one_device(run, tmp_path, dtype):
     np.testing.assert_allclose(found, reference, rtol=0.01)
 
 
+OPTIONS = {
+    "CoAtNet.batch_norm": ("'ghost'", "'layer'", "'frozen'"),
+    "CoAtNet.remat": ("'none'", "'blocks'", "'norms_and_activations'"),
+    "TextTransformer.remat": ("'none'", "'blocks'", "'norms_and_activations'"),
+    "CoAtNet.downsample": ("'expand'", "'depthwise'"),
+    "CoAtNet.mbconv_pool": ("'average'", "'max'"),
+    "CoAtNet.attention_pool": ("'average'", "'max'"),
+    "CoAtNet.se_ratio": ("0.0", "0.25"),
+    "CoAtNet.pre_logits": ("True", "False"),
+    "CoAtNet.initializer": ("'normal'", "'fan_in'"),
+    "Encoders.text_projection": ("True", "False"),
+    "joint/Contrastive.microbatch": ("2", "4", "8", "None"),
+    "Contrastive.tile": ("2048", "4", "(4, 6)"),
+    "Contrastive.label_smoothing": ("0.0", "0.1"),
+    "Contrastive.max_inverse_temperature": ("100.0", "None", "5.0"),
+    "AdaFactorW.beta1": ("0.9", "0.0"),
+    "AdaFactorW.second_moment": ("'factored'", "'full'"),
+    "AdaFactorW.bias_correction": ("True", "False"),
+    "AdaFactorW.global_clip_norm": ("None", "1.0"),
+    "AdaFactorW.factor_min_dim": ("1", "32"),
+    "Stage.weight_average": ("@WeightAverage", "None"),
+    "ContrastiveBatches.order": ("None", "@DistinctLabels", "@BlockOrder"),
+    "Schedule.shape": ("'cosine'", "'linear'", "'constant'", "'rsqrt'"),
+}
+
+
+@slow
+@pytest.mark.parametrize("runtime", ["mirrored_2", "dtensor_2x1", "dtensor_1x2"])
+def test_any_options_equal_one_device(run, tmp_path, runtime):
+    rng = np.random.default_rng()
+    chosen = {name: values[rng.integers(len(values))] for name, values in OPTIONS.items()}
+    # As wide as the tiniest text tower, so that it may go without a projection.
+    chosen |= {"Encoders.embedding_dim": "16", "AdaFactorW.momentum_dtype": "None"}
+    bindings = [*run.bindings, *(f"{name} = {value}" for name, value in chosen.items())]
+    reference = run.losses("one_device", bindings=bindings, folder=tmp_path / "one_device")
+    found = run.losses(runtime, bindings=bindings, folder=tmp_path / runtime)
+    np.testing.assert_allclose(found, reference, rtol=1e-9, err_msg="; ".join(bindings))
+
+
 @slow
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_twenty_steps_equal_one_device(run, tmp_path, dtype):
