@@ -39,10 +39,12 @@ class Task(abc.ABC):
     apply_by_block: whether the trainer calls `step_by_block` (contrastive tasks alone have it) instead of `step`.
     accumulate_in_slots: how the optimizer's slots take the gradients of microbatches (optimization.slot_accumulation);
     None: gradient buffers. given_features: whether batches hold the image tower's features in place of pictures, so that
-    it is not run (the stage sets it).
+    it is not run (the stage sets it). has_bounds: whether `constrain` does anything; a mesh cannot run a function that
+    does nothing.
     """
 
     given_features: bool = False
+    has_bounds: bool = False
     accumulate_in_slots: str | None = None
     model: object
     unit: str
@@ -284,6 +286,7 @@ class Contrastive(Task):
                 "set it to None"
             )
         check_options(tile, label_smoothing, max_inverse_temperature)
+        self.has_bounds = max_inverse_temperature is not None
         self.apply_by_block = apply_by_block
         self.accumulate_in_slots = accumulate_in_slots
         self.model = model()

@@ -97,7 +97,7 @@ class Trainer(orbit.AbstractTrainer):
         result = self.runtime.run(replica_half, (batch, step))
         self._update(update_half, (result.gradients, result.statistics, step), result.metrics)
         # Further updates: they must see the weights that the first one assigned.
-        if type(self.task).constrain is not tasks.Task.constrain:
+        if self.task.has_bounds:
             self.runtime.update(self._plain(self._anchor), self.task.constrain, ())
         if self.average is not None:
             self._update(self.average.update, (step,), result.metrics)

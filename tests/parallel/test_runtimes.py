@@ -81,6 +81,15 @@ def test_any_options_equal_one_device(run, tmp_path, runtime):
 
 
 @slow
+def test_a_mesh_trains_without_a_bound_of_the_temperature(run, tmp_path):
+    """A mesh cannot run a function that does nothing."""
+    bindings = (*run.bindings, "Contrastive.max_inverse_temperature = None")
+    reference = run.losses("one_device", bindings=bindings, folder=tmp_path / "one_device")
+    found = run.losses("dtensor_1x2", bindings=bindings, folder=tmp_path / "mesh")
+    np.testing.assert_allclose(found, reference, rtol=1e-9)
+
+
+@slow
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_twenty_steps_equal_one_device(run, tmp_path, dtype):
     whole = dataclasses.replace(run, dtype=dtype, steps=20, bindings=())
