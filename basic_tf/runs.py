@@ -139,8 +139,7 @@ def _check_stage(stage: Stage, runtime, options: stage_run.Options) -> dict[str,
     # Neither pictures that wait decoded nor an order by labels: both read all records.
     batches = stage.batches(seed=0, batch_size=stage.batch_size, cache_decoded=False, order=None)
     steps = options.train_steps or stage.train.to_steps(stage.batch_size, batches.source.count)
-    task = stage.task(batches.source.metadata)
-    task.given_features = getattr(batches, "gives_features", False)
+    task = stage.task_on(batches)
     contrastive = configurables.is_contrastive(stage)
     specs = (task.model if contrastive else task.model.image_tower).specs()
     prefix = "" if contrastive else "image_tower/"

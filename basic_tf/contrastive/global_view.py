@@ -89,7 +89,7 @@ def loss_value_and_gradients(
     """
     check_options(tile, label_smoothing, max_inverse_temperature, precision)
     batch = images.shape[0]
-    dtype = tf.float64 if tf.float64 in (images.dtype, texts.dtype) else tf.float32
+    dtype = wide(images.dtype, texts.dtype)
     product = tf.bfloat16 if precision == "bfloat16" else dtype
     spread = layouts.spread
     size = column_block(batch, layouts.replicas, tile)

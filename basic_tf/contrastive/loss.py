@@ -26,6 +26,7 @@ from typing import NamedTuple, Protocol
 import tensorflow as tf
 
 from basic_tf.contrastive.tiles import Tiles, pass_a, pass_b, rows_of
+from basic_tf.precision import wide
 
 DEFAULT_TILE = 2048
 
@@ -87,8 +88,7 @@ class _Problem:
     def __init__(self, images, texts, log_scale, tile, label_smoothing, max_scale, precision, collectives):
         self.collectives = collectives = collectives or OneReplica()
         self.images = images
-        double = tf.float64 in (images.dtype, texts.dtype)
-        self.dtype = dtype = tf.float64 if double else tf.float32
+        self.dtype = dtype = wide(images.dtype, texts.dtype)
         product = tf.bfloat16 if precision == "bfloat16" else dtype
         log_scale = tf.cast(log_scale, dtype)
         self.below_bound = tf.constant(True)

@@ -26,7 +26,10 @@ class Microbatches(NamedTuple):
                 )
             return rows
         start = tf.concat([[i * self.size], tf.zeros([source.shape.rank - 1], tf.int32)], 0)
-        return tf.slice(source, start, [self.size, *([-1] * (source.shape.rank - 1))])
+        rows = tf.slice(source, start, [self.size, *([-1] * (source.shape.rank - 1))])
+        # Without a known number of rows BatchNorm would not take its fused kernel.
+        rows.set_shape([self.size if isinstance(self.size, int) else None, *source.shape[1:]])
+        return rows
 
 
 def count_rows(images: Rows, token_ids: Rows, batch: int | None):
@@ -50,6 +53,11 @@ def count_rows(images: Rows, token_ids: Rows, batch: int | None):
     return tf.shape(rows[0])[0]
 
 
+def divisors(rows: int, group: int = 1) -> list[int]:
+    """The sizes, ascending, that divide the rows and hold whole groups."""
+    return [size for size in range(group, rows + 1, group) if rows % size == 0]
+
+
 def cut_rows(batch, microbatch: int | None) -> Microbatches:
     """The cut into microbatches of the given size (None: one); ValueError if it does not divide the batch."""
     if microbatch is None:
@@ -61,8 +69,8 @@ def cut_rows(batch, microbatch: int | None) -> Microbatches:
         with tf.control_dependencies([tf.debugging.assert_equal(batch % microbatch, 0, message)]):
             return Microbatches(batch // microbatch, microbatch)
     if batch % microbatch:
-        divisors = [d for d in range(1, batch + 1) if batch % d == 0]
-        nearest = [max(d for d in divisors if d < microbatch), *(d for d in divisors if d > microbatch)][:2]
+        dividing = divisors(batch)
+        nearest = [max(d for d in dividing if d < microbatch), *(d for d in dividing if d > microbatch)][:2]
         raise ValueError(
             f"{batch} pairs on a replica cannot be cut into microbatches of {microbatch}: the microbatch "
             f"must divide {batch}. The nearest that do: {', '.join(map(str, nearest))}."

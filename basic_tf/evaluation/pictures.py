@@ -272,10 +272,10 @@ def error_lines(
     axis = figure.subplots()
     for number, (name, points) in enumerate(series.items()):
         x, y, errors = (np.array(part, np.float64) for part in zip(*points))
+        # Beside each other, not upon each other.
+        x = x * 1.03**number if log_x else x + 0.006 * np.ptp(x) * number
         axis.errorbar(
-            x * 1.03**number
-            if log_x
-            else x + 0.006 * np.ptp(x) * number,  # beside each other, not upon each other
+            x,
             y,
             np.where(np.isfinite(errors), errors, 0),
             color=SERIES[number % len(SERIES)],

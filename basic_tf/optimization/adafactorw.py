@@ -9,13 +9,14 @@ from basic_tf.optimization import rules as rules_module
 from basic_tf.optimization import schedules, slot_accumulation
 from basic_tf.optimization import slots as slots_module
 from basic_tf.optimization.update_rule import UpdateRule
+from basic_tf.precision import wide
 
 _DEFAULT = "default"
 
 
 def global_norm(gradients: Sequence[tf.Tensor]) -> tf.Tensor:
     """The 2-norm over all gradients, summed in at least float32; float32 (or float64) scalar."""
-    dtype = tf.float64 if any(gradient.dtype == tf.float64 for gradient in gradients) else tf.float32
+    dtype = wide(*(gradient.dtype for gradient in gradients))
     return tf.sqrt(tf.add_n([tf.reduce_sum(tf.square(tf.cast(gradient, dtype))) for gradient in gradients]))
 
 

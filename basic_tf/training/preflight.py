@@ -53,7 +53,7 @@ def _check_pictures(where: str, batches, task, moved: list[str]) -> None:
 
 def _check_guard(where: str, runtime, task) -> None:
     for option in ("accumulate_in_slots", "apply_by_block"):
-        if getattr(task, option, None):
+        if getattr(task, option):
             raise ConfigurationError(
                 f"{where}: {option} uses gradients before all of them are known, so that no update can be passed over; set "
                 f"Stage.update_guard or Contrastive.{option} to None"

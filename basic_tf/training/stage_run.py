@@ -73,14 +73,13 @@ class StageRun:
             )
         self.global_step = tf.Variable(0, dtype=tf.int64, trainable=False, name="global_step")
         with runtime.scope():
-            self.task = stage.task(self.batches.source.metadata)
+            self.task = stage.task_on(self.batches)
             # Not the stage's own seed: a weight that two stages make anew is the same in both.
             self.task.model.add_seed(options.seed)
             parameters = self.task.parameters()
             trainable = {path: variable for path, variable in parameters.items() if variable.trainable}
             resolved = stage.rules.resolve(trainable)
             self.trained = {path: v for path, v in trainable.items() if not resolved[path].frozen}
-            self.task.given_features = getattr(self.batches, "gives_features", False)
             self.schedule_steps = max(self.total_steps, planned)
             self.schedule = stage.schedule(total_steps=self.schedule_steps)
             self.optimizer = stage.optimizer(self.schedule, rules=resolved, seed=self.seed)
@@ -256,8 +255,9 @@ def in_words(stage: Stage):
         if strategies.is_lost_worker(error):  # no fault of the configuration: the workers are started again
             raise
         # gin appends where it was ("In call to configurable ..."); the first lines say what is wrong.
-        lines, *calls = str(error).split("\n  In call to configurable")
-        words = " ".join(lines.split())
+        said, *calls = str(error).split("\n  In call to configurable")
+        words = " ".join(said.split())
         if calls and isinstance(error, TypeError):  # Python's own words, which name no parameter
-            words += f" (of {calls[0].split()[0].strip(chr(39))})"
+            innermost = calls[0].split("'")[1]
+            words += f" (of {innermost})"
         raise ConfigurationError(f"stage {stage.name}: {words or type(error).__name__}") from error

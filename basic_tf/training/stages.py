@@ -48,6 +48,12 @@ class Stage:
     evaluate_steps: int = 0
     summary_steps: int = 20
 
+    def task_on(self, batches):
+        """The task of these batches, made anew."""
+        task = self.task(batches.source.metadata)
+        task.given_features = getattr(batches, "gives_features", False)
+        return task
+
     def check(self) -> None:
         """Raises ConfigurationError on numbers that cannot work, before anything heavy starts."""
         whole_numbers = {

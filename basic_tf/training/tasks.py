@@ -15,7 +15,7 @@ from basic_tf import randomness
 from basic_tf.contrastive.blockwise import contrastive_step_by_block
 from basic_tf.contrastive.gradients import contrastive_gradients
 from basic_tf.contrastive.loss import check_options
-from basic_tf.contrastive.microbatches import cut_rows
+from basic_tf.contrastive.microbatches import cut_rows, divisors
 from basic_tf.data.labels import class_count
 from basic_tf.precision import wide
 
@@ -74,21 +74,16 @@ class Task(abc.ABC):
         """
         size, name = self.microbatch, type(self).__name__
         if size is not None and (size < 1 or rows % size):
-            divisors = [d for d in range(1, rows + 1) if rows % d == 0]
             raise ValueError(
                 f"{name}.microbatch = {size} does not divide the {rows} rows of a replica; "
-                f"use one of {', '.join(map(str, divisors))}"
+                f"use one of {', '.join(map(str, divisors(rows)))}"
             )
         moved = any(path.startswith("image_tower/") for path in trained)
         group = self.model.image_tower.group_size if moved else 1
         if (size or rows) % group:
-            fitting = [d for d in range(group, rows + 1, group) if rows % d == 0]
+            fitting = " or ".join(map(str, divisors(rows, group)))
             what = f"{name}.microbatch = {size}" if size else f"a batch of {rows} rows on a replica"
-            advice = (
-                f"{name}.microbatch = {' or '.join(map(str, fitting))}"
-                if fitting
-                else "another Stage.batch_size"
-            )
+            advice = f"{name}.microbatch = {fitting}" if fitting else "another Stage.batch_size"
             raise ValueError(
                 f"{what} cannot be cut into ghost BatchNorm's groups of {group}; use {advice}, or another CoAtNet.ghost_size"
             )
@@ -189,16 +184,11 @@ class Classification(Task):
         mesh = collectives if collectives and collectives.global_view else None
         global_batch = images.shape[0] * (1 if mesh else replicas)
         rows = global_batch // replicas
-        size = self._microbatch or rows
-        if rows % size:
-            raise ValueError(f"{rows} rows per replica cannot be cut into microbatches of {size}")
-        parts = rows // size
+        microbatches = cut_rows(rows, self._microbatch)
+        parts = microbatches.count
 
         def cut(x, index):
-            if mesh:
-                return mesh.microbatch(x, index, parts)
-            # Without a number of rows BatchNorm would not take its fused kernel.
-            return tf.ensure_shape(x[index * size : (index + 1) * size], [size, *x.shape[1:]])
+            return mesh.microbatch(x, index, parts) if mesh else microbatches.rows(x, index)
 
         def like(values, variables):
             return [mesh.like(value, v) for value, v in zip(values, variables)] if mesh else values
@@ -338,10 +328,7 @@ class Contrastive(Task):
 
         def part(index):
             names = ("images", "token_ids", "examples")
-            rows = {
-                name: tf.ensure_shape(cut.rows(batch[name], index), [cut.size, *batch[name].shape[1:]])
-                for name in names
-            }
+            rows = {name: cut.rows(batch[name], index) for name in names}
             result = contrastive_gradients(
                 self.model,
                 rows["images"],

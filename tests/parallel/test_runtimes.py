@@ -32,13 +32,17 @@ def test_three_steps_equal_one_device(run, one_device, runtime):
     np.testing.assert_allclose(found, one_device, rtol=1e-9)
 
 
+def check_against_one_device(run, folder, runtime, rtol=1e-9):
+    """The same run on one device and on `runtime` has the same losses."""
+    reference = run.losses("one_device", folder=folder / "one_device")
+    found = run.losses(runtime, folder=folder / runtime)
+    np.testing.assert_allclose(found, reference, rtol=rtol, err_msg="; ".join(run.bindings))
+
+
 @slow
 @pytest.mark.parametrize("dtype", ["mixed_bfloat16", "bfloat16"])
 def test_three_narrow_steps_are_near_those_of_one_device(run, tmp_path, dtype):
-    narrow = dataclasses.replace(run, dtype=dtype)
-    reference = narrow.losses("one_device", folder=tmp_path / "one_device")
-    found = narrow.losses("dtensor_2x1", folder=tmp_path / "dtensor")
-    np.testing.assert_allclose(found, reference, rtol=0.01)
+    check_against_one_device(dataclasses.replace(run, dtype=dtype), tmp_path, "dtensor_2x1", rtol=0.01)
 
 
 OPTIONS = {
@@ -75,18 +79,14 @@ def test_any_options_equal_one_device(run, tmp_path, runtime):
     # As wide as the tiniest text tower, so that it may go without a projection.
     chosen |= {"Encoders.embedding_dim": "16", "AdaFactorW.momentum_dtype": "None"}
     bindings = [*run.bindings, *(f"{name} = {value}" for name, value in chosen.items())]
-    reference = run.losses("one_device", bindings=bindings, folder=tmp_path / "one_device")
-    found = run.losses(runtime, bindings=bindings, folder=tmp_path / runtime)
-    np.testing.assert_allclose(found, reference, rtol=1e-9, err_msg="; ".join(bindings))
+    check_against_one_device(dataclasses.replace(run, bindings=bindings), tmp_path, runtime)
 
 
 @slow
 def test_a_mesh_trains_without_a_bound_of_the_temperature(run, tmp_path):
     """A mesh cannot run a function that does nothing."""
     bindings = (*run.bindings, "Contrastive.max_inverse_temperature = None")
-    reference = run.losses("one_device", bindings=bindings, folder=tmp_path / "one_device")
-    found = run.losses("dtensor_1x2", bindings=bindings, folder=tmp_path / "mesh")
-    np.testing.assert_allclose(found, reference, rtol=1e-9)
+    check_against_one_device(dataclasses.replace(run, bindings=bindings), tmp_path, "dtensor_1x2")
 
 
 @slow

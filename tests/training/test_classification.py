@@ -14,6 +14,13 @@ from tests.contrastive.tiny_dual_encoder import TABLE
 RNG = np.random.default_rng()
 
 
+def step_of(tower, batch, loss, microbatch):
+    """One step of a new model on the batch, as a tf.function without arguments."""
+    task = Classification({"label_names": list("abcde")}, tower, loss=loss, microbatch=microbatch)
+    variables = [v.value for v in task.parameters().values() if v.trainable]
+    return tf.function(lambda: task.step(batch, step_key(3, 1), variables, None))
+
+
 @pytest.mark.parametrize("loss", ["sigmoid", "softmax"])
 def test_microbatches_give_the_step_of_the_whole_batch(loss):
     tower = functools.partial(
@@ -27,9 +34,7 @@ def test_microbatches_give_the_step_of_the_whole_batch(loss):
     }
     results = []
     for microbatch in (None, 2):
-        task = Classification({"label_names": list("abcde")}, tower, loss=loss, microbatch=microbatch)
-        variables = [v.value for v in task.parameters().values() if v.trainable]
-        results.append(tf.nest.flatten(tf.function(task.step)(batch, step_key(3, 1), variables, None)))
+        results.append(tf.nest.flatten(step_of(tower, batch, loss, microbatch)()))
     for expected, found in zip(*results, strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12)
 
@@ -42,9 +47,7 @@ def test_microbatches_take_the_fused_batch_norm():
     tower = functools.partial(CoAtNet, TABLE, image_size=32, batch_norm="ghost", ghost_size=2)
     fused = []
     for microbatch in (None, 4):
-        task = Classification({"label_names": list("abcde")}, tower, microbatch=microbatch)
-        variables = [v.value for v in task.parameters().values() if v.trainable]
-        graph = tf.function(task.step).get_concrete_function(batch, step_key(3, 1), variables, None).graph
+        graph = step_of(tower, batch, "sigmoid", microbatch).get_concrete_function().graph
         inside = graph.as_graph_def().library.function
         nodes = [*graph.as_graph_def().node, *(node for function in inside for node in function.node_def)]
         fused.append({node.op for node in nodes if node.op.startswith("FusedBatchNorm")})
@@ -69,9 +72,7 @@ def test_bfloat16_weights_have_gradients_summed_in_float32():
     )
     biases = []  # of the classifier: the sum over the rows of what float32 logits say
     for microbatch in (2, None):
-        task = Classification({"label_names": list("abcde")}, tower, loss="softmax", microbatch=microbatch)
-        variables = [v.value for v in task.parameters().values() if v.trainable]
-        result = tf.function(task.step)(batch, step_key(3, 1), variables, None)
+        result = step_of(tower, batch, "softmax", microbatch)()
         assert {gradient.dtype for gradient in result.gradients} == {tf.float32}
         biases.append(result.gradients[-1].numpy())
     assert np.abs(biases[0] - biases[1]).max() < 0.01 * np.abs(biases[1]).max()

@@ -8,6 +8,8 @@ from basic_tf import runs
 from basic_tf.evaluation.interpolation import check_alpha, check_same_model, interpolated
 from basic_tf.training import checkpoints, stage_run
 
+PREFIX = "alpha-"  # of the folders' names; the number follows
+
 
 def write(start: str, end: str, alphas: list[float], output_dir: str) -> dict:
     """A run folder `alpha-0.50` in `output_dir` for each alpha, readable by evaluate, export and predict.
@@ -34,7 +36,7 @@ def write(start: str, end: str, alphas: list[float], output_dir: str) -> dict:
     weights = [stage_run.trained_arrays(checkpoint) for checkpoint in (first, second)]
     check_same_model(*weights)
     names = [f"{alpha:.2f}" if round(alpha, 2) == alpha else str(alpha) for alpha in alphas]
-    folders = [os.path.join(output_dir, f"alpha-{name}") for name in names]
+    folders = [os.path.join(output_dir, f"{PREFIX}{name}") for name in names]
     for folder in folders:
         if tf.io.gfile.exists(folder):
             raise ValueError(f"{folder} exists already; name another --output_dir, or delete it")

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import tensorflow as tf
 
+from basic_tf.data.shards import is_local
 from tools.sources.rows import BadRow
 
 PICTURE_ENDINGS = ("jpg", "jpeg", "jfif", "png", "webp", "gif", "bmp")
@@ -42,7 +43,7 @@ class PictureFile:
             raise BadRow(
                 "a URL, not a file", f"{path[:120]}: fetch the pictures first, for example with img2dataset"
             )
-        self._path = path if "://" in path else posixpath.join(root, path)
+        self._path = posixpath.join(root, path) if is_local(path) else path
 
     def __call__(self) -> bytes:
         """Reads the file."""

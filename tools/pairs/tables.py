@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import tensorflow as tf
 
+from basic_tf.data.shards import is_local
 from tools.pairs.csv_rows import parsed_rows
 from tools.pairs.files import PictureFile, lines
 from tools.sources.rows import BadRow, LabelTable, Picture, Row
@@ -213,7 +214,7 @@ def _open_parquet(path: str):
     except ImportError:
         raise ValueError(f"reading {path} needs pyarrow: pip install pyarrow") from None
     try:
-        if "://" not in path:
+        if is_local(path):
             return pyarrow.parquet.ParquetFile(path)
         with tf.io.gfile.GFile(path, "rb") as file:
             return pyarrow.parquet.ParquetFile(pyarrow.BufferReader(file.read()))

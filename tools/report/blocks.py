@@ -11,19 +11,10 @@ from basic_tf.evaluation import pictures, suite
 from basic_tf.evaluation.report import TITLES
 from basic_tf.monitoring.progress import duration
 from tools.report import interpolation, robustness, study, theory
-from tools.report.layout import Charts, one_run, table
+from tools.report.layout import DASH, Charts, one_run, percent, table, with_error
 from tools.report.runs import MissingError, Run, read_json
 
 _DESCRIBED = "held_out_concepts" + suite.DESCRIBED
-_DASH = "–"
-
-
-def _percent(value: float | None) -> str:
-    return _DASH if value is None else f"{100 * value:.1f}"
-
-
-def _with_error(value: float, error: float) -> str:
-    return f"{100 * value:.1f} ± {100 * error:.1f}"
 
 
 def _title(name: str) -> str:
@@ -42,8 +33,8 @@ def zero_shot(runs: Sequence[str], charts: Charts) -> str:
     rows = [
         [
             _title(name),
-            _with_error(entry["top1"], entry["standard_error"]),
-            *(_percent(entry[key]) for key in ("top5", "mean_per_class")),
+            with_error(entry["top1"], entry["standard_error"]),
+            *(percent(entry[key]) for key in ("top5", "mean_per_class")),
             f"{100 / entry['classes']:.2g}",
             f"{entry['examples']:,}",
             f"{entry['classes']:,}",
@@ -57,7 +48,7 @@ def zero_shot(runs: Sequence[str], charts: Charts) -> str:
         chance = 1 / entries[summary["held_out_styles"][0]]["classes"]
         lines += [
             f"Mean top-1 over the held-out styles {', '.join(summary['held_out_styles'])}: "
-            f"**{_with_error(mean, error)} %** (standard error grouped by concept; chance {100 * chance:.2g} %).",
+            f"**{with_error(mean, error)} %** (standard error grouped by concept; chance {100 * chance:.2g} %).",
             "",
         ]
     path, link = charts.path(f"{run.name}_zero_shot.png")
@@ -84,7 +75,7 @@ def retrieval(runs: Sequence[str], charts: Charts) -> str:
     rows = [
         [
             name.replace("_", " "),
-            *(_percent(entry[f"R@{k}"]) for k in (1, 5, 10)),
+            *(percent(entry[f"R@{k}"]) for k in (1, 5, 10)),
             f"{entry['queries']:,}",
             f"{entry['candidates']:,}",
         ]
@@ -106,12 +97,12 @@ def training(runs: Sequence[str], charts: Charts) -> str:
             [
                 stage.name,
                 f"{stage.steps:,}",
-                _DASH if rate is None else f"{rate:,.0f} {unit.removesuffix('_per_second')}/s",
+                DASH if rate is None else f"{rate:,.0f} {unit.removesuffix('_per_second')}/s",
                 *(
-                    _DASH if value is None else f"{value:.2f}"
+                    DASH if value is None else f"{value:.2f}"
                     for value in (stage.median("matrix_rate_share"), stage.median("data_wait_share"))
                 ),
-                _DASH if stage.seconds is None else duration(stage.seconds),
+                DASH if stage.seconds is None else duration(stage.seconds),
             ]
         )
     head = ["stage", "steps", "speed (median)", "share of the matrix rate", "waiting for data", "time"]
@@ -145,7 +136,7 @@ def stages(runs: Sequence[str], charts: Charts) -> str:
     keys["retrieval/image_to_text/R_at_5"] = "image to text, R@5 %"
     keys["retrieval/text_to_image/R_at_5"] = "text to image, R@5 %"
     rows = [
-        [title, *(_percent(of_stage.get(key)) for of_stage in figures)]
+        [title, *(percent(of_stage.get(key)) for of_stage in figures)]
         for key, title in keys.items()
         if any(key in of_stage for of_stage in figures)
     ]
@@ -159,16 +150,16 @@ def _comparison_rows(contents: Sequence[dict]) -> list[list[str]]:
     def top(name: str, key: str, content: dict) -> str:
         entry = content["zero_shot"].get(name)
         if entry is None:
-            return _DASH
-        return _with_error(entry[key], entry["standard_error"]) if key == "top1" else _percent(entry[key])
+            return DASH
+        return with_error(entry[key], entry["standard_error"]) if key == "top1" else percent(entry[key])
 
     def mean(content: dict) -> str:
         summary = content["summary"]
         keys = ("held_out_styles_mean_top1", "held_out_styles_mean_top1_standard_error")
-        return _with_error(*(summary[key] for key in keys)) if summary else _DASH
+        return with_error(*(summary[key] for key in keys)) if summary else DASH
 
     def recall(direction: str, content: dict) -> str:
-        return _percent(content["retrieval"].get(direction, {}).get("R@5"))
+        return percent(content["retrieval"].get(direction, {}).get("R@5"))
 
     rows = [
         [f"{_title(name)}, top-1", *(top(name, "top1", content) for content in contents)]
@@ -183,7 +174,7 @@ def _comparison_rows(contents: Sequence[dict]) -> list[list[str]]:
         [f"{direction.replace('_', ' ')}, R@5", *(recall(direction, content) for content in contents)]
         for direction in ("image_to_text", "text_to_image")
     ]
-    return [row for row in rows if any(cell.strip("*") != _DASH for cell in row[1:])]
+    return [row for row in rows if any(cell.strip("*") != DASH for cell in row[1:])]
 
 
 def ablations(runs: Sequence[str], charts: Charts) -> str:
@@ -210,8 +201,8 @@ def ablations(runs: Sequence[str], charts: Charts) -> str:
         except MissingError:
             logs = []
         timed = [log.seconds for log in logs if log.seconds is not None]
-        times.append(duration(sum(timed)) if timed else _DASH)
-        stage_names.append(", ".join(f"{log.name} {log.steps:,}" for log in logs) or _DASH)
+        times.append(duration(sum(timed)) if timed else DASH)
+        stage_names.append(", ".join(f"{log.name} {log.steps:,}" for log in logs) or DASH)
     rows += [["training time", *times], ["stages and steps", *stage_names]]
     head = ["test, %", *(run.name for run, _ in there)]
     lines = [*table(head, rows), ""]

@@ -3,7 +3,7 @@
 import dataclasses
 
 from basic_tf.evaluation import pictures
-from tools.report.layout import Charts, table
+from tools.report.layout import DASH, Charts, table
 from tools.study import claims, plan, statistics
 
 _KEYS = (claims.SHIFT, claims.INSIDE, "zero_shot/held_out_concepts/top5")
@@ -87,7 +87,7 @@ def comparisons(study: claims.Study, charts: Charts) -> str:
             [
                 f"{group.claim}: {group.label}",
                 f"{len(found[0])}",
-                *(statistics.mean(values).text(100, 1) if values else "–" for values in found),
+                *(statistics.mean(values).text(100, 1) if values else DASH for values in found),
             ]
         )
         dots.setdefault(title, {})[group.label] = [100 * value for value in found[0]]

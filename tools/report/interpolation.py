@@ -7,10 +7,10 @@ import tensorflow as tf
 
 from basic_tf.evaluation import pictures
 from basic_tf.evaluation.suite import DESCRIBED
-from tools.report.layout import Charts, one_run, table
+from tools.checkpoints.interpolated import PREFIX
+from tools.report.layout import Charts, one_run, percent, table, with_error
 from tools.report.runs import MissingError, Run
 
-_PREFIX = "alpha-"
 _CONCEPTS = ("held_out_concepts", f"held_out_concepts{DESCRIBED}")
 _HEAD = [
     "alpha",
@@ -28,11 +28,11 @@ def evaluated(folder: str) -> list[tuple[float, Run, dict]]:
     found = []
     for entry in tf.io.gfile.listdir(folder):
         name = entry.rstrip("/")
-        if not name.startswith(_PREFIX):
+        if not name.startswith(PREFIX):
             continue
         run = Run(os.path.join(folder, name))
         try:
-            found.append((float(name.removeprefix(_PREFIX)), run, run.results()))
+            found.append((float(name.removeprefix(PREFIX)), run, run.results()))
         except MissingError:
             continue
     return sorted(found, key=lambda one: one[0])
@@ -44,7 +44,7 @@ def interpolation(runs: Sequence[str], charts: Charts) -> str:
     found = evaluated(folder)
     if not found:
         raise MissingError(
-            f"{folder} has no {_PREFIX}*/results.json; evaluate the folders of tools/interpolate_weights.py"
+            f"{folder} has no {PREFIX}*/results.json; evaluate the folders of tools/interpolate_weights.py"
         )
     rows = []
     curves: dict[str, list] = {name: [] for name in ("in distribution", "held-out styles")}
@@ -52,21 +52,16 @@ def interpolation(runs: Sequence[str], charts: Charts) -> str:
         tests, summary, retrieval = (content[key] for key in ("zero_shot", "summary", "retrieval"))
         inside, mean = tests["in_distribution"], "held_out_styles_mean_top1"
         pairs = [
-            (100 * inside["top1"], 100 * inside["standard_error"]),
-            (100 * summary[mean], 100 * summary[f"{mean}_standard_error"]),
+            (inside["top1"], inside["standard_error"]),
+            (summary[mean], summary[f"{mean}_standard_error"]),
         ]
-        for curve, pair in zip(curves.values(), pairs):
-            curve.append((alpha, *pair))
+        for curve, (share, error) in zip(curves.values(), pairs):
+            curve.append((alpha, 100 * share, 100 * error))
         shares = [
             *(tests[name]["top5"] if name in tests else None for name in _CONCEPTS),
             *(retrieval.get(name, {}).get("R@5") for name in ("image_to_text", "text_to_image")),
         ]
-        cells = [
-            f"{alpha:g}",
-            *(f"{value:.1f} ± {error:.1f}" for value, error in pairs),
-            *("–" if share is None else f"{100 * share:.1f}" for share in shares),
-        ]
-        rows.append(cells)
+        rows.append([f"{alpha:g}", *(with_error(*pair) for pair in pairs), *map(percent, shares)])
     path, link = charts.path("interpolation.png")
     labels = ("alpha: 0 before fine-tuning, 1 after", "zero-shot top-1, %, with standard errors")
     pictures.error_lines(path, curves, "Weights between two models (WiSE-FT)", labels, log_x=False)

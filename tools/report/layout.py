@@ -30,6 +30,19 @@ class Charts:
         return os.path.join((self.original or self.document).removesuffix(".md"), name)
 
 
+DASH = "–"
+
+
+def percent(share: float | None) -> str:
+    """A share in percent; a dash where there is none."""
+    return DASH if share is None else f"{100 * share:.1f}"
+
+
+def with_error(share: float, error: float) -> str:
+    """A share and its error in percent."""
+    return f"{percent(share)} ± {percent(error)}"
+
+
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """A Markdown table: the first column to the left, the others to the right."""
     lines = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1)]

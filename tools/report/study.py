@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from basic_tf.evaluation import pictures
 from basic_tf.monitoring.progress import duration
 from tools.report.comparisons import comparisons
-from tools.report.layout import Charts, table
+from tools.report.layout import DASH, Charts, table
 from tools.report.runs import MissingError
 from tools.study import claims, plan, statistics, store
 
-_DASH = "–"
 _RECORD = "runs.json"
 _SETTINGS = {
     "samples": f"equal samples ({plan.EXAMPLES:,} pairs)",
@@ -44,7 +43,7 @@ def study_verdicts(runs: Sequence[str], charts: Charts) -> str:
         [
             f"{part.claim}: {claims.TITLES[part.claim]}" if first else "",
             part.says,
-            _DASH
+            DASH
             if part.figure.count == 0 or part.verdict == statistics.NOT_RUN
             else f"{part.figure.text(part.scale, part.digits, sign=True)} {part.unit}".strip(),
             part.verdict if part.verdict == statistics.NOT_RUN else f"**{part.verdict}**",
@@ -70,7 +69,7 @@ def study_batches(runs: Sequence[str], charts: Charts) -> str:
                 values = [value for name in names if (value := study.value(name, key)) is not None]
                 return statistics.mean(values), statistics.mean(values).text(
                     scale, digits
-                ) if values else _DASH
+                ) if values else DASH
 
             interval, text = cell(claims.SHIFT, 100, 1)
             if not interval.count:
@@ -118,7 +117,7 @@ def study_rates(runs: Sequence[str], charts: Charts) -> str:
         cells = []
         for rate in sorted(tried):
             figures = study.found.get(plan.rate_name(batch, rate), {}).get("figures")
-            score = _DASH if figures is None else f"{100 * plan.retrieval(figures):.1f}"
+            score = DASH if figures is None else f"{100 * plan.retrieval(figures):.1f}"
             cells.append(f"{rate:g}: **{score}**" if rate == chosen else f"{rate:g}: {score}")
         rows.append([f"{batch:,}", ", ".join(cells)])
     return "\n".join(table(["B", "peak rate: mean retrieval R@1, % (seed 0; the chosen one bold)"], rows))

@@ -7,13 +7,14 @@ import posixpath
 from collections.abc import Sequence
 from pathlib import Path
 
+from basic_tf.data.shards import is_local
 from tools.pairs.files import matching
 from tools.sources.likeness import EvaluationPictures
 
 
 def cache_folder(output_dir: str, cache_dir: str | None) -> Path:
     """The local folder for packages: --cache_dir, or OUTPUT_DIR/cache. ValueError if neither is local."""
-    if cache_dir is None and "://" in output_dir:
+    if cache_dir is None and not is_local(output_dir):
         raise ValueError(f"--output_dir={output_dir} is not local: name a local folder with --cache_dir")
     return Path(cache_dir or posixpath.join(output_dir, "cache"))
 
@@ -37,4 +38,4 @@ def refuse_overwriting(inputs: Sequence[str], output_dir: str, name: str) -> Non
 
 
 def _resolved(path: str) -> str:
-    return path.rstrip("/") if "://" in path else os.path.realpath(path)
+    return os.path.realpath(path) if is_local(path) else path.rstrip("/")
