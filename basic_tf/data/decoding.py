@@ -70,13 +70,10 @@ def decode_window(encoded: bytes, window: Window) -> np.ndarray:
     """uint8 [h, w, 3], read only. PictureError names what is wrong."""
     if window.found.by_pillow:
         return _finished(_by_pillow(encoded, window.found), window)
-    kind = window.found.kind
     try:
-        with tf.device("CPU:0"):
-            box = None if window.box is None else tf.constant(_stored_box(window))
-            picture = np.asarray(_decoded(tf.constant(encoded), box, kind, window.found.alpha, window.ratio))
+        (picture,) = _in_one_call([encoded], [window])
     except tf.errors.OpError as error:
-        raise PictureError(f"undecodable {kind.upper()}", first_line(error)) from error
+        raise PictureError(f"undecodable {window.found.kind.upper()}", first_line(error)) from error
     return _finished(picture, window)
 
 
@@ -105,22 +102,21 @@ def decode_windows(encoded: Sequence[bytes], windows: Sequence[Window]) -> list[
     """
     groups: dict[tuple, list[int]] = {}
     result: list = [None] * len(windows)
-    for number, (found, box, ratio) in enumerate(windows):
-        if found.by_pillow:
-            result[number] = _attempted(encoded[number], windows[number])
-            continue
-        whole = found.kind != "jpeg" or box is None
-        groups.setdefault((found.kind, found.alpha, ratio, whole), []).append(number)
-    for kind, members in groups.items():
+    for number, window in enumerate(windows):
+        if window.found.by_pillow:
+            result[number] = _attempted(encoded[number], window)
+        else:
+            groups.setdefault(_call_of(window), []).append(number)
+    for members in groups.values():
         for numbers in _in_parts(members, [windows[n].found for n in members]):
-            whole = kind[-1]
-            boxes = [(0, 0, 0, 0) if whole else _stored_box(windows[n]) for n in numbers]
-            pictures = _in_one_call([encoded[n] for n in numbers], boxes, *kind)
-            for place, number in enumerate(numbers):
-                if pictures is not None:
-                    result[number] = _finished(np.asarray(pictures[place]), windows[number])
-                else:  # one by one: some of them are damaged
+            try:
+                pictures = _in_one_call([encoded[n] for n in numbers], [windows[n] for n in numbers])
+            except tf.errors.OpError:  # some of them are damaged: one by one
+                for number in numbers:
                     result[number] = _attempted(encoded[number], windows[number])
+                continue
+            for number, picture in zip(numbers, pictures, strict=True):
+                result[number] = _finished(picture, windows[number])
     return result
 
 
@@ -164,14 +160,7 @@ def _in_parts(members: list[int], headers: list[Header]) -> list[list[int]]:
 def _decoded(contents: tf.Tensor, box: tf.Tensor | None, kind: str, alpha: bool, ratio: int) -> tf.Tensor:
     """uint8 [h, w, 3 or 4] by TensorFlow's decoders; box: of JPEGs, the others are decoded whole."""
     if kind == "jpeg":
-        # A float: the default, an int, leaves TensorFlow's fast path (so would bytes and tuples in place of tensors), and
-        # a small picture's decoding takes three times as long.
-        options = {
-            "channels": 3,
-            "ratio": ratio,
-            "dct_method": "INTEGER_ACCURATE",
-            "acceptable_fraction": 1.0,
-        }
+        options = {"channels": 3, "ratio": ratio, "dct_method": "INTEGER_ACCURATE"}
         if box is None:
             return tf.io.decode_jpeg(contents, **options)
         return tf.io.decode_and_crop_jpeg(contents, box, **options)
@@ -194,18 +183,27 @@ def _graph(count: int, kind: str, alpha: bool, ratio: int, whole: bool):
     return tf.function(decode_each, input_signature=signature, autograph=False).get_concrete_function()
 
 
-def _in_one_call(encoded: list[bytes], boxes: list[tuple], *kind) -> list[tf.Tensor] | None:
-    """The pictures; None if one of them cannot be decoded."""
+def _call_of(window: Window) -> tuple[str, bool, int, bool]:
+    """What pictures must have in common to share a call: kind, alpha, ratio, and whether they are decoded whole."""
+    found, box, ratio = window
+    return found.kind, found.alpha, ratio, found.kind != "jpeg" or box is None
+
+
+def _in_one_call(encoded: list[bytes], windows: list[Window]) -> list[np.ndarray]:
+    """The pictures of windows with one `_call_of`, as TensorFlow's decoders make them; OpError if one is damaged."""
+    *kind, whole = _call_of(windows[0])
+    boxes = [(0, 0, 0, 0) if whole else _stored_box(window) for window in windows]
     with tf.device("CPU:0"):
-        try:
-            return tf.raw_ops.PartitionedCall(
-                args=[tf.constant(encoded), tf.constant(boxes)],
-                Tout=[tf.uint8] * len(encoded),
-                f=_graph(len(encoded), *kind),
-                executor_type="SINGLE_THREADED_EXECUTOR",
-            )
-        except tf.errors.OpError:
-            return None
+        # Lists, not tensors, which TensorFlow's fast path would take. An operation that fails there makes its exception
+        # under a lock of TensorFlow's: if garbage collection then passes the interpreter on, and the next thread also has
+        # a damaged picture, it waits for that lock and keeps the interpreter, and the process hangs for good.
+        pictures = tf.raw_ops.PartitionedCall(
+            args=[encoded, boxes],
+            Tout=[tf.uint8] * len(encoded),
+            f=_graph(len(encoded), *kind, whole),
+            executor_type="SINGLE_THREADED_EXECUTOR",
+        )
+    return [np.asarray(picture) for picture in pictures]
 
 
 def _finished(picture: np.ndarray, window: Window) -> np.ndarray:

@@ -1,5 +1,6 @@
 import io
 import struct
+import traceback
 import zlib
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
+from basic_tf.data import decoding
 from basic_tf.data.colours import colour_maps
 from basic_tf.data.decoding import Window, decode, decode_window, decode_windows, framed, on_white
 from basic_tf.data.images import ImageAugmentation
@@ -151,6 +153,15 @@ def test_broken_pictures_name_their_cause(name):
         augmentation.cut(encoded, augmentation.choices(KEY, np.arange(1)), 0)
 
 
+@pytest.mark.parametrize("name", ["png cut", "png damaged", "jpeg cut", "gif cut"])
+def test_damaged_pictures_raise_outside_the_fast_path(name):
+    """In the fast path two threads with damaged pictures may wait for each other for good (`decoding._in_one_call`)."""
+    with pytest.raises(PictureError) as caught:
+        decode(broken_pictures()[name][0])
+    frames = [frame.name for frame in traceback.extract_tb(caught.value.__cause__.__traceback__)]
+    assert "partitioned_call_eager_fallback" in frames
+
+
 def test_a_single_pixel_is_a_picture():
     one = np.array([[[10, 200, 30]]], np.uint8)
     augmentation = ImageAugmentation(8, scale=(0.3, 2.0))
@@ -274,6 +285,7 @@ def test_large_jpegs_are_scaled_down_while_decoding(monkeypatch):
         return real(*arguments, **options)
 
     monkeypatch.setattr(tf.io, "decode_and_crop_jpeg", spy)
+    decoding._graph.cache_clear()
     encoded = jpeg(picture)
     for size, expected in [(300, 1), (200, 2), (100, 4), (20, 8)]:
         still = ImageAugmentation(size, scale=(1.0, 1.0))
