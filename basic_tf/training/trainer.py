@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from basic_tf import randomness
 from basic_tf.parallel import runtime as runtime_lib
+from basic_tf.parallel.ordered_sums import ordered_sums
 from basic_tf.training import tasks
 
 
@@ -63,9 +64,13 @@ class Trainer(orbit.AbstractTrainer):
         return seconds
 
     def train(self, num_steps: tf.Tensor) -> dict[str, tf.Tensor]:
-        """Runs `num_steps` steps and returns the last one's metrics."""
+        """Runs `num_steps` steps and returns the last one's metrics: the same bits whenever the same steps are run."""
         if self._iterator is None:
             self._iterator = self.runtime.iterator(self._host_rows)
+        with ordered_sums():
+            return self._train(num_steps)
+
+    def _train(self, num_steps: tf.Tensor) -> dict[str, tf.Tensor]:
         if not self._feeds_steps:
             metrics = self._loop_function(self._iterator, num_steps, self.global_step.read_value())
             self.global_step.assign_add(tf.cast(num_steps, self.global_step.dtype))
