@@ -84,7 +84,7 @@ report: $(READY) ## the tables and charts of docs/results/*.md, from the runs
 	$(BIN)/python tools/make_report.py docs/results/*.md
 
 test: $(READY) ## the tests, but for the slow ones (minutes; offline)
-	$(BIN)/python -m pytest -m "not slow" -n auto --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -m "not slow" -n auto --dist loadfile --max-worker-restart=1 $(ARGS)
 
 test-slow: $(READY) ## the slow tests
 	$(BIN)/python -m pytest -m slow -o faulthandler_timeout=3600 $(ARGS)
