@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from basic_tf.evaluation import pictures, suite
-from tools.report.layout import Charts, table
+from tools.report.layout import Charts, percent, table
 from tools.report.runs import MissingError, Run
 
 _INSIDE = "zero_shot/in_distribution/top1"
@@ -51,7 +51,7 @@ def robustness(runs: Sequence[str], charts: Charts) -> str:
     rows = []
     for name, of_run in found.items():
         for stage, step, inside, outside in of_run:
-            row = [f"{name}, {stage}", f"{step:,}", *(f"{100 * share:.1f}" for share in (inside, outside))]
+            row = [f"{name}, {stage}", f"{step:,}", *map(percent, (inside, outside))]
             row.append(f"{100 * (inside - outside):.1f}")
             if line is not None:
                 expected = 1 / (1 + np.exp(-(line[0] * logit(inside) + line[1])))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from basic_tf.evaluation import pictures
 from basic_tf.monitoring.progress import duration
 from tools.report.comparisons import comparisons
-from tools.report.layout import DASH, Charts, table
+from tools.report.layout import DASH, Charts, percent, table
 from tools.report.runs import MissingError
 from tools.study import claims, plan, statistics, store
 
@@ -117,7 +117,7 @@ def study_rates(runs: Sequence[str], charts: Charts) -> str:
         cells = []
         for rate in sorted(tried):
             figures = study.found.get(plan.rate_name(batch, rate), {}).get("figures")
-            score = DASH if figures is None else f"{100 * plan.retrieval(figures):.1f}"
+            score = percent(None if figures is None else plan.retrieval(figures))
             cells.append(f"{rate:g}: **{score}**" if rate == chosen else f"{rate:g}: {score}")
         rows.append([f"{batch:,}", ", ".join(cells)])
     return "\n".join(table(["B", "peak rate: mean retrieval R@1, % (seed 0; the chosen one bold)"], rows))
